@@ -5,3 +5,5 @@ from vidseq.data import *
 from vidseq.layers import *
 from vidseq.models import *
 from vidseq.timesformer import *
+from vidseq.learner import *
+from vidseq.report import *

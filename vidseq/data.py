@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ucf_group', 'first_frames', 'spread_frames', 'window_frames', 'ImageTuple', 'frame_files', 'ImageTupleTfm',
-           'get_instances', 'get_videos', 'group_by', 'GroupSplitter', 'ClipBlock', 'VideoDataLoaders', 'get_clips',
-           'get_action_dataloaders', 'show_batch', 'show_results']
+           'get_instances', 'get_videos', 'group_by', 'GroupSplitter', 'ClipBlock', 'ClipResize', 'VideoDataLoaders',
+           'get_clips', 'get_action_dataloaders', 'show_batch', 'show_results']
 
 # %% ../nbs/02_data.ipynb #1c5dd7f1
 import random, re
@@ -70,7 +70,7 @@ class ImageTuple(fastuple):
         "Save as an animated GIF, each frame `1/fps` seconds, the short side scaled to `size`; returns `fname`"
         frames = [to_image(o) for o in self]
         if size: frames = [f.resize([round(s*size/min(f.size)) for s in f.size], BILINEAR) for f in frames]
-        frames[0].save(fname, save_all=True, append_images=frames[1:], duration=round(1000/fps), loop=0)
+        frames[0].save(fname, format='GIF', save_all=True, append_images=frames[1:], duration=round(1000/fps), loop=0)
         return fname
 
 def _chw(img): return img if isinstance(img, Tensor) else image2tensor(img)
@@ -185,6 +185,11 @@ def ClipBlock(seq_len:int=16, # Frames in a clip
     "A `TransformBlock` for clips: from folders of frames or video files"
     return TransformBlock(type_tfms=ImageTupleTfm(seq_len, sampler), batch_tfms=IntToFloatTensor)
 
+# %% ../nbs/02_data.ipynb #9324f6a7
+class ClipResize(Resize):
+    "fastai's `Resize`, which leaves alone an image that already has the size"
+    def encodes(self, x:Image.Image): return x if x.size == tuple(self.size) else super().encodes(x)
+
 # %% ../nbs/02_data.ipynb #8a3e8e79
 def _check_classes(items, labels, splits):
     "Say now what would only show as a strange score later"
@@ -205,7 +210,7 @@ class VideoDataLoaders(DataLoaders):
         splits = ifnone(splitter, _choose_splitter(items, group, valid_pct, seed))(items)
         _check_classes(items, [label_func(o) for o in items], splits)
         dblock = DataBlock((ClipBlock(seq_len, sampler), CategoryBlock(vocab)), get_y=label_func, splitter=lambda _: splits,
-                           item_tfms=ifnone(item_tfms, Resize(image_size)), batch_tfms=ifnone(batch_tfms, Normalize.from_stats(*imagenet_stats)))
+                           item_tfms=ifnone(item_tfms, ClipResize(image_size)), batch_tfms=ifnone(batch_tfms, Normalize.from_stats(*imagenet_stats)))
         dls = cls.from_dblock(dblock, items, path=path, **kwargs)
         if not len(dls.train): raise ValueError(f'bs={dls.train.bs} is larger than the {len(splits[0])} clips to train on: not one batch. Take a smaller bs.')
         return dls

@@ -41,8 +41,8 @@ def shape_states(motion:str, # One of `motions`
 # %% ../nbs/01_external.ipynb #1e15d54f
 def _looks(rng, w, h):
     "A group's background (h,w,3 uint8), polygon (k,2 in the unit circle) and its two colours"
-    coarse = Image.fromarray(rng.integers(40, 160, (4,5,3), np.uint8)).resize((w,h), Image.BICUBIC)
-    grain = np.asarray(Image.fromarray(rng.integers(0, 50, (h//4,w//4), np.uint8)).resize((w,h), Image.BILINEAR))
+    coarse = Image.fromarray(rng.integers(70, 130, (4,5,3), np.uint8)).resize((w,h), Image.BICUBIC)
+    grain = np.asarray(Image.fromarray(rng.integers(0, 40, (h//4,w//4), np.uint8)).resize((w,h), Image.BILINEAR))
     background = np.asarray(coarse) + grain[...,None]
     k = rng.integers(4, 7)
     radii = rng.uniform(.45, .75, k)
@@ -58,7 +58,7 @@ def _draw(looks, state, y):
     (place,angle,size),scale = state,2 # drawn at twice the size, for smooth edges
     turn = 2*np.pi*angle
     rotation = np.array([[np.cos(turn),np.sin(turn)], [-np.sin(turn),np.cos(turn)]])
-    radius = .12*h*3**size
+    radius = .15*h*(.4/.15)**size # from .15 to .4 of the height
     points = polygon@rotation*radius
     img = Image.fromarray(background)
     box = int(radius)+2
@@ -90,8 +90,8 @@ def _write_clip(job, dest, **kwargs):
     write_video(path, draw_clip(motion, group, clip, **kwargs), fps=kwargs['fps'])
 
 def moving_shapes(dest:Path=None, # Where to; by default a folder named after the settings where fastai keeps its data
-                  n_groups:int=20, # Backgrounds and shapes: keep some for validation
-                  n_clips:int=4, # Clips of each motion in each group
+                  n_groups:int=40, # Backgrounds and shapes: keep some for validation
+                  n_clips:int=2, # Clips of each motion in each group
                   seconds:float=2., # Length of a clip
                   size:tuple=(320,240), # Width and height, pixels
                   fps:int=25, # Frames per second

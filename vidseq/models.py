@@ -52,12 +52,15 @@ def _conv3d(ni, nf, stride): return nn.Sequential(nn.Conv3d(ni, nf, 3, stride=st
 
 class Conv3dModel(Module):
     "A small 3D convolutional network for machines without a GPU. After C3D, [arXiv 1412.0767](https://arxiv.org/abs/1412.0767)"
-    def __init__(self, n_out=101, n_in=3, width=24, ps=0.2):
-        widths = [n_in, width, width*2, width*4, width*4]
+    def __init__(self, n_out=101, n_in=3, width=16, ps=0.2):
+        widths = [n_in*2, width, width*2, width*4, width*4]
         strides = [(1,2,2), (1,2,2), (2,2,2), (2,2,2)] # time is kept while space shrinks, for motion is a matter of few pixels and frames
         self.encoder = nn.Sequential(*[_conv3d(*o) for o in zip(widths, widths[1:], strides)])
         self.head = nn.Sequential(AdaptiveAvgPool(1, ndim=3), Flatten(), nn.Dropout(ps), nn.Linear(widths[-1], n_out))
-    def forward(self, x): return self.head(self.encoder(stack_frames(x).transpose(1,2))) # Conv3d wants B,C,T,H,W
+    def forward(self, x):
+        x = stack_frames(x)
+        moved = x - x.mean(dim=1, keepdim=True) # what stands still vanishes here: motion is seen before backgrounds are memorised
+        return self.head(self.encoder(torch.cat([x,moved], dim=2).transpose(1,2))) # Conv3d wants B,C,T,H,W
 
 # %% ../nbs/04_models.ipynb #9e3cf782
 def clip_splitter(model)->list: # Two lists of parameters
