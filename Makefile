@@ -1,0 +1,63 @@
+# The README's two commands are `make demo` and `make test`. Each makes .venv if there is none.
+PYTHON ?= python3
+VENV   ?= .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+RUN := PATH="$(abspath $(BIN)):$$PATH"
+NBS := $(wildcard nbs/*.ipynb nbs/tutorials/*.ipynb)
+METADATA := settings.ini setup.py pyproject.toml
+
+.PHONY: demo test slow bench prep save dist hooks clean
+
+demo: $(VENV)/installed ## videos to a trained model, with pictures: vidseq-demo/index.html
+	$(BIN)/vidseq demo
+
+test: $(VENV)/installed-dev ## everything that must hold: lint, every notebook, tests/
+	$(BIN)/ruff check .
+	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --timing
+	$(BIN)/python -m pytest -q -m "not slow"
+
+slow: $(VENV)/installed-dev ## what takes minutes
+	$(RUN) nbdev-test --n-workers 1 --flags slow --timing
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(VENV)/installed-dev ## what benchmarks/ measures
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "benchmarks/ is empty so far"; exit 1; }
+	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
+
+prep: $(VENV)/installed-dev ## what a commit needs: modules from notebooks, clean notebooks, README
+	$(RUN) nbdev-export
+	$(RUN) nbdev-clean
+	$(BIN)/python tests/make_readme.py
+	$(BIN)/ruff check .
+
+save: $(VENV)/installed-dev ## run the notebooks in a fresh kernel and keep their outputs
+	PYTHONWARNINGS=ignore $(RUN) jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $(NBS)
+	$(RUN) nbdev-clean
+
+dist: $(VENV)/installed-dev ## wheel and sdist
+	$(BIN)/python -m build
+
+hooks: $(VENV)/installed-dev ## nbdev's git hooks: clean diffs and merges of notebooks
+	$(RUN) nbdev-install-hooks
+
+clean:
+	rm -rf build dist *.egg-info _docs _proc vidseq-demo
+
+$(VENV)/python-made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A stamp says what is installed; newer metadata makes it again.
+$(VENV)/installed: $(VENV)/python-made $(METADATA)
+	@echo "Installing vidseq into $(VENV): PyTorch is large, the first time takes minutes ..."
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/python-made $(METADATA)
+	@echo "Installing vidseq and its development tools into $(VENV): PyTorch is large, the first time takes minutes ..."
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ $(VENV)/installed
