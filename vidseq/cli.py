@@ -6,7 +6,7 @@
 __all__ = ['train', 'main']
 
 # %% ../nbs/08_cli.ipynb #3bfad026
-import argparse, sys, zlib
+import argparse, sys, warnings, zlib
 from functools import partial
 from pathlib import Path
 
@@ -39,10 +39,11 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
           seq_len:int=8, step:int=3, bs:int=16, seed:int=0, valid_pct:float=.2, workers:int=None):
     "Extract, train the models side by side, and leave a page, the scores and the best model in `out`"
     from fastai.vision.all import GrandparentSplitter, defaults, parent_label, set_seed
-    from vidseq.data import VideoDataLoaders, get_clips, window_frames
+    from vidseq.data import VideoDataLoaders, get_clips, ucf_group, window_frames
     from vidseq.report import compare_models, write_report
     folder,out = Path(folder),Path(out)
     clips = get_clips(folder)
+    if len(set(clips.map(parent_label))) < 2: raise ValueError(f'{folder}: all {len(clips)} clips lie in one folder, so they are of one class. Expected a folder for each of two or more classes.')
     path,source = _extract(folder, out, size) if clips[0].is_file() else (folder, {c: c for c in clips})
     splitter = GrandparentSplitter() if (path/'train').is_dir() and (path/'valid').is_dir() else None
     if workers is None: workers = 0 if defaults.cpus <= 2 else min(defaults.cpus-1, 8) # on two cores they cost more than they bring
@@ -50,7 +51,9 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
     dls = VideoDataLoaders.from_path_func(path, list(source), parent_label, valid_pct=valid_pct, seed=seed, group=groups, splitter=splitter, seq_len=seq_len,
         image_size=_frame_size(next(iter(source)), size), sampler=partial(window_frames, step=step), bs=bs, num_workers=workers)
     learners = compare_models(dls, seconds=seconds)
-    best = write_report(out, learners, title=f'vidseq: {folder.name}', source=source.get)
+    about = ('The split is the one of the folders.' if splitter else 'No group of clips is on both sides of the split.' if groups or all(map(ucf_group, source)) else
+             'The split is random: if clips share a source, a person or a camera, name it with --groups, or the scores flatter.')
+    best = write_report(out, learners, title=f'vidseq: {folder.name}', about=about, source=source.get)
     for name,learn in learners.items(): print(f'{learn.report["accuracy"]:7.1%}  {name}')
     print(f'{out/"index.html"} shows them, {out/"model.pkl"} is the best: {best}')
     return learners
@@ -94,7 +97,7 @@ def _parser():
     c.add_argument('--out', type=Path, help='folder for the results (default: vidseq-<name of DIR>)')
     c.add_argument('--groups', nargs='?', const='^[^_]+', metavar='REGEX', help='clips whose names agree in what this regular expression finds (its first group, if it has one) are never on both sides '
                    'of the split. Without REGEX: in what stands before the first underscore. Names like UCF101\'s are split by their groups without being asked.')
-    c.add_argument('--seconds', type=float, default=60, help='training time for each model (default: %(default)s)')
+    c.add_argument('--seconds', type=float, default=120, help='training time for each model (default: %(default)s)')
     c.add_argument('--size', type=int, default=64, help='short side of the frames in pixels (default: %(default)s)')
     c.add_argument('--frames', type=int, default=8, help='frames in a clip (default: %(default)s)')
     c.add_argument('--step', type=int, default=3, help='take every STEP-th frame (default: %(default)s)')
@@ -111,6 +114,7 @@ def _parser():
 def main(argv=None)->int: # 0, 1 after an error, 2 for wrong arguments
     "The `vidseq` command"
     args = _parser().parse_args(argv)
+    warnings.filterwarnings('ignore', category=FutureWarning) # for developers of the libraries below, not for who trains
     try: return args.run(args) or 0
     except (ValueError, OSError) as e: # VideoError is a ValueError
         if args.debug: raise

@@ -12,8 +12,6 @@ import random, re
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import torch
 from fastai.vision.all import *
 from fastai.vision.all import dispatch, get_show_batch_func
 
@@ -77,7 +75,7 @@ def _chw(img): return img if isinstance(img, Tensor) else image2tensor(img)
 
 def _strip(frames):
     "C,H,W frames side by side, a thin white line between them"
-    white = 255 if frames[0].dtype == torch.uint8 else 1.
+    white = 1. if frames[0].is_floating_point() else 255
     line = frames[0].new_full((*frames[0].shape[:2], max(frames[0].shape[2]//40, 1)), white)
     return torch.cat([o for f in frames for o in (line,f)][1:], dim=2)
 

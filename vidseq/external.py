@@ -6,7 +6,7 @@
 __all__ = ['motions', 'shape_states', 'draw_clip', 'moving_shapes', 'class_folder', 'unrar', 'download', 'ucf101']
 
 # %% ../nbs/01_external.ipynb #f67be61d
-import json, shutil, tarfile, uuid, zipfile
+import shutil, tarfile, uuid, zipfile
 from functools import partial
 from itertools import product
 from pathlib import Path, PurePosixPath
@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import rarfile
 from fastai.data.external import fastai_path
-from fastcore.all import L, first, ifnone
+from fastcore.all import ifnone
 from fastprogress import progress_bar
 from PIL import Image, ImageDraw
 

@@ -7,7 +7,7 @@ __all__ = ['stack_frames', 'TimeDistributed']
 
 # %% ../nbs/03_layers.ipynb #3f9804e1
 import torch
-from fastai.vision.all import Module, Tensor, nn, store_attr
+from fastai.vision.all import Module, Tensor, store_attr
 
 # %% ../nbs/03_layers.ipynb #b5e4c5f0
 def stack_frames(x # A tuple or list of T tensors B,C,H,W, or a tensor B,T,C,H,W

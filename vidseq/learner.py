@@ -49,7 +49,7 @@ def epochs_for(learn:Learner, # Whose model and data
         times.append(time.perf_counter())
     start,*steps = (b-a for a,b in zip(times, times[1:])) # the first batch waits for the workers to start
     step = sum(steps)/len(steps) if steps else start
-    per_epoch = 2*max(start-step, 0) + step*(len(learn.dls.train) + len(learn.dls.valid)/2) # validation has no backward pass
+    per_epoch = 2*max(start-step, 0) + step*(len(learn.dls.train) + len(learn.dls.valid))
     return max(1, round(seconds/per_epoch))
 
 # %% ../nbs/06_learner.ipynb #5aded233

@@ -7,7 +7,7 @@ __all__ = ['simple_splitter', 'rnnmodel_splitter', 'create_encoder', 'SimpleMode
 
 # %% ../nbs/04_models.ipynb #c14b0f76
 import torch
-from fastai.vision.all import (AdaptiveAvgPool, Flatten, LinBnDrop, Module, apply_init, create_body, create_head, in_channels, model_meta, nn,
+from fastai.vision.all import (AdaptiveAvgPool, Flatten, LinBnDrop, Module, apply_init, create_body, create_head, model_meta, nn,
                                num_features_model, params, resnet34)
 
 from .layers import TimeDistributed, stack_frames

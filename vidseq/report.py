@@ -77,7 +77,7 @@ def _confusion(learn):
     n = len(learn.dls.vocab)
     ClassificationInterpretation.from_learner(learn).plot_confusion_matrix(figsize=(2+n*.45,)*2)
 
-def _clip_gifs(learn, source, n, n_frames=16, size=128):
+def _clip_gifs(learn, source, n, n_frames=12, size=128):
     "GIFs of `n` validation clips with truth and prediction, wrong ones first"
     preds,targs,vocab = learn.report['preds'],learn.report['targs'],learn.dls.vocab
     right,wrong = [[i for i,ok in enumerate(preds.argmax(1) == targs) if bool(ok) == side] for side in (True,False)]
@@ -102,8 +102,9 @@ def _score_rows(learners, best):
 def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best model, `model.pkl`
                  learners:dict, # From `compare_models`
                  title:str='vidseq', # Heading of the page
+                 about:str='', # A sentence on the data or the split, for the page
                  source=None, # Function from a validation item to the clip to show for it; default: the item
-                 n_clips:int=18, # How many animated clips
+                 n_clips:int=12, # How many animated clips
                 )->str: # The best model's name
     "Leave page, scores and the best model in `out`"
     out = Path(out)
@@ -112,13 +113,12 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
     learn = learners[best]
     dls = learn.dls
     n_train,n_valid = len(dls.train.items),len(dls.valid.items)
-    scores = dict(title=title, classes=list(map(str, dls.vocab)), train_clips=n_train, valid_clips=n_valid, best=best,
+    scores = dict(title=title, about=about, classes=list(map(str, dls.vocab)), train_clips=n_train, valid_clips=n_valid, best=best,
                   models={k: {a:b for a,b in o.report.items() if a not in ('preds','targs')} for k,o in learners.items()},
                   versions=dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__))
     (out/'scores.json').write_text(json.dumps(scores, indent=1))
     body = f'''<h1>{html.escape(title)}</h1>
-<p>{n_train} clips of {len(dls.vocab)} classes to train on, {n_valid} to validate, none of them, and no group they belong to, seen in training where a split by group was made.
-Every model started from nothing and had the same time.</p>
+<p>{n_train} clips of {len(dls.vocab)} classes to train on, {n_valid} to validate. {html.escape(about)} Every model started from nothing and had about the same time.</p>
 <h2>Scores</h2><table><tr><th>model</th><th>accuracy</th><th>validation loss</th><th>epochs</th><th>seconds</th><th>parameters</th></tr>{"".join(_score_rows(learners, best))}</table>
 <h2>Learning</h2>{_figure(lambda: plot_curves(learners), "validation loss and accuracy over time")}
 <h2>What the models see</h2>{_figure(lambda: dls.show_batch(max_n=9), "a batch of training clips")}
