@@ -85,6 +85,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidseq.models.create_encoder': ('models.html#create_encoder', 'vidseq/models.py')},
             'vidseq.report': { 'vidseq.report._clip_gifs': ('report.html#_clip_gifs', 'vidseq/report.py'),
                                'vidseq.report._confusion': ('report.html#_confusion', 'vidseq/report.py'),
+                               'vidseq.report._confusions': ('report.html#_confusions', 'vidseq/report.py'),
                                'vidseq.report._data_url': ('report.html#_data_url', 'vidseq/report.py'),
                                'vidseq.report._figure': ('report.html#_figure', 'vidseq/report.py'),
                                'vidseq.report._img': ('report.html#_img', 'vidseq/report.py'),

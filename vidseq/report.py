@@ -77,6 +77,9 @@ def _confusion(learn):
     n = len(learn.dls.vocab)
     ClassificationInterpretation.from_learner(learn).plot_confusion_matrix(figsize=(2+n*.45,)*2)
 
+def _confusions(learners):
+    for name,learn in learners.items(): yield f'<div><h3>{html.escape(name)}</h3>{_figure(partial(_confusion, learn), f"confusion matrix of {name}")}</div>'
+
 def _clip_gifs(learn, source, n, n_frames=12, size=128):
     "GIFs of `n` validation clips with truth and prediction, wrong ones first"
     preds,targs,vocab = learn.report['preds'],learn.report['targs'],learn.dls.vocab
@@ -92,6 +95,7 @@ def _clip_gifs(learn, source, n, n_frames=12, size=128):
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222} img{max-width:100%}
 table{border-collapse:collapse} td,th{padding:.3em 1em;text-align:right;border-bottom:1px solid #ddd} td:first-child,th:first-child{text-align:left}
 .clips{display:flex;flex-wrap:wrap;gap:1em} figure{margin:0;border-bottom:4px solid #2a2;text-align:center;font-size:.85em} figure.wrong{border-color:#d22}
+.row{display:flex;flex-wrap:wrap;gap:1em} .row div{flex:1;min-width:280px}
 figure.wrong b{color:#d22} figure.right b{color:#2a2} .best td{font-weight:bold}'''
 
 def _score_rows(learners, best):
@@ -123,7 +127,7 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
 <h2>Learning</h2>{_figure(lambda: plot_curves(learners), "validation loss and accuracy over time")}
 <h2>What the models see</h2>{_figure(lambda: dls.show_batch(max_n=9), "a batch of training clips")}
 <h2>Validation clips</h2><p>Truth, and below it what <i>{html.escape(best)}</i> says.</p><div class="clips">{"".join(_clip_gifs(learn, source or (lambda o: o), n_clips))}</div>
-<h2>What is taken for what</h2>{"".join(f"<h3>{html.escape(k)}</h3>" + _figure(lambda o=o: _confusion(o), f"confusion matrix of {k}") for k,o in learners.items())}'''
+<h2>What is taken for what</h2><div class="row">{"".join(_confusions(learners))}</div>'''
     (out/'index.html').write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_style}</style><body>{body}</body></html>', encoding='utf-8')
     learn.path = out.resolve()
     learn.export('model.pkl')
