@@ -1,11 +1,18 @@
 "The tutorials' own lines, as printed but for a smaller network without pretrained weights."
+import inspect
+import subprocess
+import sys
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
-from fastai.vision.all import *
+import torch
+from fastai.vision.all import Learner, accuracy, get_files, parallel, resnet18, resnet34
 
-from vidseq.all import *
+from vidseq import models
+from vidseq.all import (Conv3dModel, ImageTuple, ImageTupleTfm, RNNModel, SimpleModel, TimeDistributed, avi2frames, extract_frames, get_action_dataloaders, get_instances,
+                        moving_shapes, simple_splitter, unrar, video_learner)
 
 
 @pytest.fixture(scope='module')
@@ -17,7 +24,7 @@ def path_frames(tmp_path_factory):
 
 
 def test_the_seeds_lines(path_frames):
-    SimpleModel = partial(globals()['SimpleModel'], arch=resnet18, pretrained=False)
+    SimpleModel = partial(models.SimpleModel, arch=resnet18, pretrained=False)
 
     dls = get_action_dataloaders(get_instances(path_frames), bs=32, image_size=64, seq_len=5)
     x,y = dls.one_batch()
@@ -41,7 +48,7 @@ def test_seed_signatures():
         for p,want in zip(params, expected.split(', ')):
             name,_,default = want.partition('=')
             assert p.name == name, f
-            if default: assert p.default == eval(default), (f, name)
+            if default: assert p.default == {'resnet34': resnet34, 'False': False, 'None': None}.get(default, default if not default.isdigit() else int(default)), (f, name)
 
 
 def test_export_and_load_in_a_fresh_process(path_frames, tmp_path):

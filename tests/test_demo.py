@@ -1,0 +1,21 @@
+"What the README promises of `make demo`, whole: minutes long."
+import json
+import re
+
+import pytest
+from vidseq.cli import main
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, monkeypatch):
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'fastai'))
+    assert main(['demo', '--out', str(tmp_path/'demo')]) == 0
+    scores = json.loads((tmp_path/'demo'/'scores.json').read_text())
+    models = scores['models']
+    assert models['3D convolutions']['accuracy'] >= 0.95
+    assert models['Frame average']['accuracy'] <= 0.60
+    assert scores['best'] == '3D convolutions' and scores['train_clips'] + scores['valid_clips'] == 480
+    page = (tmp_path/'demo'/'index.html').read_text(encoding='utf-8')
+    assert page.count('data:image/gif') == 12 and not re.search(r'(?:src|href)="(?!data:)', page)
+    video = next((tmp_path/'fastai').rglob('*.avi'))
+    assert main(['predict', str(tmp_path/'demo'/'model.pkl'), str(video)]) == 0
