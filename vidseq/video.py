@@ -46,6 +46,7 @@ def write_video(path:str|Path, # Where to; the ending says the container (.avi, 
             for arr in frames:
                 if stream is None:
                     stream = container.add_stream(codec, rate=fps, pix_fmt='yuv420p', height=arr.shape[0], width=arr.shape[1])
+                    stream.codec_context.thread_count = 1 # one file, one core: the files are what runs in parallel
                     stream.codec_context.qmin = stream.codec_context.qmax = quality
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(arr), format='rgb24')))
             if stream is None: raise VideoError(path, 'no frames to write', 'Give at least one H,W,3 uint8 array.')
@@ -57,11 +58,13 @@ def write_video(path:str|Path, # Where to; the ending says the container (.avi, 
 # %% ../nbs/00_video.ipynb #530b176c
 video_extensions = set('.avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .wmv .flv .3gp .ogv .ts .mts .h264 .gif'.split())
 
+_lenient = dict(metadata_errors='ignore') if int(av.__version__.split('.')[0]) < 19 else {} # newer ones read titles in any encoding unasked
+
 def _open(path):
     "Open `path` as a file, whatever its name looks like to FFmpeg (`-x.avi`, `cam:1.avi`), and whatever its metadata is encoded in"
     if path.is_dir(): raise VideoError(path, 'a folder where a video file was expected', 'Give the path of one file.')
     if not path.exists(): raise VideoError(path, 'no such file', 'Check the path.')
-    try: return av.open(f'file:{path}', metadata_errors='ignore')
+    try: return av.open(f'file:{path}', **_lenient)
     except (av.FFmpegError, AttributeError) as e: # PyAV answers a header without a format with AttributeError
         found = 'an empty file' if path.stat().st_size == 0 else f'not readable as a video ({_reason(e)})'
         raise VideoError(path, found) from e
@@ -87,7 +90,7 @@ class _ToRGB:
     def __init__(self, size=None): self.size,self.reformatter = size,av.video.reformatter.VideoReformatter()
     def __call__(self, frame):
         w,h = _short_side(frame.width, frame.height, self.size)
-        arr = self.reformatter.reformat(frame, w, h, 'rgb24').to_ndarray()
+        arr = self.reformatter.reformat(frame, w, h, 'rgb24', threads=1).to_ndarray() # swscale's own threads hang a forked child
         return np.ascontiguousarray(np.rot90(arr, frame.rotation//90)) if frame.rotation else arr
 
 def _decode(path):
