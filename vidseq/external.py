@@ -132,7 +132,9 @@ def _inside(dest, name):
     return dest.joinpath(*parts)
 
 def _extract_all(archive, dest, fname):
-    for name,is_dir,is_file,opener in progress_bar(_members(archive)):
+    members = _members(archive)
+    if not members: raise ValueError(f'{fname}: no files in it, or their names are encrypted. Unpack it by hand, with its password.')
+    for name,is_dir,is_file,opener in progress_bar(members):
         target = _inside(dest, name)
         if target is None or not (is_dir or is_file): raise ValueError(f'{fname}: member {name!r} is a link or points outside of the archive. Nothing was extracted: do not trust this file.')
         (target if is_dir else target.parent).mkdir(parents=True, exist_ok=True)
