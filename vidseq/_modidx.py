@@ -34,6 +34,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vidseq.data._pick_groups': ('data.html#_pick_groups', 'vidseq/data.py'),
                              'vidseq.data._strip': ('data.html#_strip', 'vidseq/data.py'),
                              'vidseq.data.first_frames': ('data.html#first_frames', 'vidseq/data.py'),
+                             'vidseq.data.folder_splitter': ('data.html#folder_splitter', 'vidseq/data.py'),
                              'vidseq.data.frame_files': ('data.html#frame_files', 'vidseq/data.py'),
                              'vidseq.data.get_action_dataloaders': ('data.html#get_action_dataloaders', 'vidseq/data.py'),
                              'vidseq.data.get_clips': ('data.html#get_clips', 'vidseq/data.py'),

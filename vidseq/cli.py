@@ -25,7 +25,7 @@ def _extract(folder, out, size):
     return path_frames,res
 
 def _frame_size(clip, size):
-    "Height and width with the short side `size`, in the proportions of the first frame of `clip`, even numbers"
+    "Height and width with the short side `size`, in the proportions of the first frame of `clip`"
     from PIL import Image
     from vidseq.data import frame_files
     with Image.open(frame_files(clip)[0]) as im: w,h = im.size
@@ -38,14 +38,14 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
           size:int=64, # Short side of the frames, pixels
           seq_len:int=8, step:int=3, bs:int=16, seed:int=0, valid_pct:float=.2, workers:int=None):
     "Extract, train the models side by side, and leave a page, the scores and the best model in `out`"
-    from fastai.vision.all import GrandparentSplitter, defaults, parent_label, set_seed
-    from vidseq.data import VideoDataLoaders, get_clips, ucf_group, window_frames
+    from fastai.vision.all import defaults, parent_label, set_seed
+    from vidseq.data import VideoDataLoaders, folder_splitter, get_clips, ucf_group, window_frames
     from vidseq.report import compare_models, write_report
     folder,out = Path(folder),Path(out)
     clips = get_clips(folder)
     if len(set(clips.map(parent_label))) < 2: raise ValueError(f'{folder}: all {len(clips)} clips lie in one folder, so they are of one class. Expected a folder for each of two or more classes.')
     path,source = _extract(folder, out, size) if clips[0].is_file() else (folder, {c: c for c in clips})
-    splitter = GrandparentSplitter() if (path/'train').is_dir() and (path/'valid').is_dir() else None
+    splitter = folder_splitter(path)
     if workers is None: workers = 0 if defaults.cpus <= 2 else min(defaults.cpus-1, 8) # on two cores they cost more than they bring
     set_seed(seed)
     dls = VideoDataLoaders.from_path_func(path, list(source), parent_label, valid_pct=valid_pct, seed=seed, group=groups, splitter=splitter, seq_len=seq_len,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ucf_group', 'first_frames', 'spread_frames', 'window_frames', 'ImageTuple', 'frame_files', 'ImageTupleTfm',
-           'get_instances', 'get_videos', 'group_by', 'GroupSplitter', 'ClipBlock', 'ClipResize', 'VideoDataLoaders',
-           'get_clips', 'get_action_dataloaders', 'show_batch', 'show_results']
+           'get_instances', 'get_videos', 'group_by', 'GroupSplitter', 'ClipBlock', 'ClipResize', 'folder_splitter',
+           'get_clips', 'VideoDataLoaders', 'get_action_dataloaders', 'show_batch', 'show_results']
 
 # %% ../nbs/02_data.ipynb #1c5dd7f1
 import random, re
@@ -156,13 +156,11 @@ def _pick_groups(order, groups, labels, valid_pct):
         left.subtract(held[g])
         missing.difference_update(held[g])
     def spares(g): return all(left[l] > n for l,n in held[g].items()) # every class keeps a clip to train on
-    size = lambda: sum(sum(held[g].values()) for g in valid)
-    for g in order:
-        if (missing & set(held[g])) and spares(g) and size() + sum(held[g].values())/2 <= valid_pct*len(labels): take(g)
-    for g in order:
-        if (missing & set(held[g])) and spares(g): take(g)
-    for g in order:
-        if g not in valid and spares(g) and size() + sum(held[g].values())/2 <= valid_pct*len(labels): take(g)
+    def covers(g): return missing & held[g].keys()
+    def fits(g): return sum(sum(held[o].values()) for o in valid) + sum(held[g].values())/2 <= valid_pct*len(labels)
+    for wanted in (lambda g: covers(g) and fits(g), covers, fits):
+        for g in order:
+            if g not in valid and wanted(g) and spares(g): take(g)
     return valid or {order[0]}
 
 # %% ../nbs/02_data.ipynb #f5fc173c
@@ -196,6 +194,22 @@ def _check_classes(items, labels, splits):
     only_valid = set(labels) - {labels[i] for i in splits[0]}
     if only_valid: raise ValueError(f'No clip to train on for {", ".join(sorted(map(str,only_valid)))}: all are in the validation set. Give another splitter, seed or group, or more clips.')
 
+# %% ../nbs/02_data.ipynb #80583a8f
+def folder_splitter(path, train='train', valid='valid'):
+    "`GrandparentSplitter` where `path` has a `train` and a `valid` folder, else None"
+    return GrandparentSplitter(train, valid) if (Path(path)/train).is_dir() and (Path(path)/valid).is_dir() else None
+
+# %% ../nbs/02_data.ipynb #390a053d
+def get_clips(path:Path # A folder of class folders, possibly in `train` and `valid` folders
+             )->L: # Paths of videos or, where there are none, of folders of frames
+    "All clips under `path`; `ValueError` where there are none"
+    path = Path(path)
+    if not path.is_dir(): raise ValueError(f'{path}: no such folder.')
+    items = get_videos(path) or L(sorted({f.parent for f in get_image_files(path)}))
+    if not items: raise ValueError(f'{path}: no videos ({" ".join(sorted(video_extensions))}) and no folders of images found. Expected a folder for each class, with the videos in it.')
+    return items
+
+# %% ../nbs/02_data.ipynb #63194872
 class VideoDataLoaders(DataLoaders):
     "Basic wrapper around several `DataLoader`s with factory methods for clips"
     @classmethod
@@ -218,19 +232,9 @@ class VideoDataLoaders(DataLoaders):
     def from_folder(cls, path, train='train', valid='valid', valid_pct=0.2, seed=None, group=None, splitter=None, seq_len=16, image_size=112,
                     sampler=spread_frames, vocab=None, item_tfms=None, batch_tfms=None, **kwargs):
         "From class folders of videos, or of folders of frames, in `path`, or in its `train` and `valid` subfolders"
-        path = Path(path)
         items = get_clips(path)
-        if splitter is None and (path/train).is_dir() and (path/valid).is_dir(): splitter = GrandparentSplitter(train, valid)
+        splitter = ifnone(splitter, folder_splitter(path, train, valid))
         return cls.from_path_func(path, items, parent_label, valid_pct, seed, group, splitter, seq_len, image_size, sampler, vocab, item_tfms, batch_tfms, **kwargs)
-
-def get_clips(path:Path # A folder of class folders, possibly in `train` and `valid` folders
-             )->L: # Paths of videos or, where there are none, of folders of frames
-    "All clips under `path`; `ValueError` where there are none"
-    path = Path(path)
-    if not path.is_dir(): raise ValueError(f'{path}: no such folder.')
-    items = get_videos(path) or L(sorted({f.parent for f in get_image_files(path)}))
-    if not items: raise ValueError(f'{path}: no videos ({" ".join(sorted(video_extensions))}) and no folders of images found. Expected a folder for each class, with the videos in it.')
-    return items
 
 # %% ../nbs/02_data.ipynb #75926c07
 @delegates(VideoDataLoaders.from_path_func)
