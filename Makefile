@@ -24,8 +24,9 @@ slow: $(VENV)/installed-dev ## what takes minutes
 	$(RUN) nbdev-test --n-workers 1 --flags slow --timing
 	$(BIN)/python -m pytest -q -m slow
 
-bench: $(VENV)/installed-dev ## what benchmarks/ measures
-	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
+bench: $(VENV)/installed-dev ## what benchmarks/ measures, tables into its README.md: make bench DIR=videos BASELINE=tutorials.py
+	$(BIN)/python benchmarks/imports.py --save
+	$(BIN)/python benchmarks/extract.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
 
 prep: $(VENV)/installed-dev ## what a commit needs: modules from notebooks, clean notebooks, README
 	$(RUN) nbdev-export
