@@ -1,6 +1,10 @@
 "Everything, for notebooks: `from vidseq.all import *`"
+from vidseq.files import *
 from vidseq.video import *
+from vidseq.archives import *
+from vidseq.extract import *
 from vidseq.external import *
+from vidseq.shapes import *
 from vidseq.data import *
 from vidseq.layers import *
 from vidseq.models import *

@@ -6,20 +6,25 @@
 __all__ = ['train', 'main']
 
 # %% ../nbs/08_cli.ipynb #3bfad026
-import argparse, sys, warnings, zlib
+import argparse, contextlib, sys, warnings, zlib
 from functools import partial
 from pathlib import Path
 
 # %% ../nbs/08_cli.ipynb #65836f04
+def _name_bad(report):
+    "A line for each video that did not give all of its frames; how many there are"
+    bad = report[report.reason != '']
+    for row in bad.itertuples(): print(f'{"Left out" if row.status == "failed" else "Kept, but incomplete"}: {row.file}: {row.reason}', file=sys.stderr)
+    return len(bad)
+
 def _extract(folder, out, size):
     "Frames of all videos under `folder` -> {folder of frames: video}; what fails is named, and left out"
     from vidseq.data import get_videos
-    from vidseq.video import extract_videos, frames_folder
+    from vidseq.extract import extract_videos, frames_folder
     videos = get_videos(folder)
     path_frames = out/f'frames-{size}-{zlib.crc32(str(folder.resolve()).encode()):08x}' # another folder or size, other frames
     report = extract_videos(videos, path_frames, root=folder, size=size)
-    for row in report[report.status.isin(['failed','partial'])].itertuples():
-        print(f'{"Left out" if row.status == "failed" else "Kept, but damaged"}: {row.file}: {row.reason}', file=sys.stderr)
+    _name_bad(report)
     res = {frames_folder(v, path_frames, folder): v for v,status in zip(videos, report.status) if status != 'failed'}
     if not res: raise ValueError(f'{folder}: none of its {len(videos)} videos can be read. `ffplay FILE` or a video player shows whether they play.')
     return path_frames,res
@@ -59,8 +64,59 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
     return learners
 
 # %% ../nbs/08_cli.ipynb #da33d9ef
+def _videos(paths):
+    "The files in `paths`, and the videos in its folders"
+    res = []
+    for p in paths:
+        if p.is_dir():
+            from vidseq.data import get_videos
+            found = get_videos(p)
+            if not found: raise ValueError(f'{p}: no videos in this folder.')
+            res += found
+        else: res.append(p)
+    return res
+
+@contextlib.contextmanager
+def _bar_on_stderr():
+    "What a command prints goes to stdout, for other programs to read; the progress of its work does not"
+    with contextlib.redirect_stdout(sys.stderr): yield
+    print(file=sys.stderr)
+
+def _extract_all(args):
+    from vidseq.extract import extract_videos
+    if not args.folder.is_dir(): raise ValueError(f'{args.folder}: no such folder.')
+    out = args.out or args.folder.resolve().with_name(f'{args.folder.resolve().name}-frames')
+    with _bar_on_stderr(): report = extract_videos(_videos([args.folder]), out, root=args.folder, force=args.force, size=args.size, quality=args.quality, n_workers=args.workers, max_pixels=args.max_pixels)
+    counts = ', '.join(f'{n} {status}' for status,n in report.status.value_counts().items())
+    bad = _name_bad(report)
+    print(f'{counts}: {report.frames.sum()} frames in {out}, a row for each video in {out/"extract_videos.csv"}')
+    return 1 if bad else 0
+
+def _check(args):
+    from vidseq.extract import check_videos
+    with _bar_on_stderr(): report = check_videos(_videos(args.videos), n_workers=args.workers, max_pixels=args.max_pixels)
+    bad = report[report.reason != '']
+    for row in bad.itertuples(): print(f'{row.status}\t{row.file}\t{row.reason}')
+    if args.csv: report.to_csv(args.csv, index=False)
+    print(f'{len(report)-len(bad)} of {len(report)} videos are whole.', file=sys.stderr)
+    return 1 if len(bad) else 0
+
+def _info(args):
+    from vidseq.video import VideoError, video_info
+    failed = 0
+    print('\t'.join(('frames', 'declared', 'fps', 'seconds', 'size', 'codec', 'notes', 'file')))
+    for video in _videos(args.videos):
+        try: i = video_info(video, args.max_pixels)
+        except VideoError as e:
+            print(f'vidseq: {e}', file=sys.stderr)
+            failed += 1
+            continue
+        notes = ', '.join(filter(None, (f'rotated {i.rotation}' if i.rotation else '', 'variable rate' if i.variable_rate else '')))
+        print('\t'.join(map(str, (i.frames, i.declared, f'{i.fps:.5g}', '' if i.duration is None else f'{i.duration:.2f}', f'{i.width}x{i.height}', i.codec, notes, video))))
+    return 1 if failed else 0
+
 def _demo(args):
-    from vidseq.external import moving_shapes
+    from vidseq.shapes import moving_shapes
     train(moving_shapes(), args.out, seconds=args.seconds, size=32)
 
 def _train(args):
@@ -87,6 +143,10 @@ def _parser():
     p.add_argument('--debug', action='store_true', help='on an error, show where it happened')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     def command(name, f, help): c = sub.add_parser(name, help=help, description=help); c.set_defaults(run=f); return c
+    def pixels(c): c.add_argument('--max-pixels', type=int, default=2**26, metavar='N', help='refuse videos with larger frames: damaged headers declare sizes that fill the memory (default: %(default)s)')
+    def many(c):
+        c.add_argument('--workers', type=int, help='processes (default: one for each core; 0: none but this one)')
+        pixels(c)
 
     c = command('demo', _demo, 'Draw videos of moving shapes, train three models on them, and show how they do: a few minutes on a laptop.')
     c.add_argument('--out', type=Path, default=Path('vidseq-demo'), help='folder for the results (default: %(default)s)')
@@ -105,6 +165,23 @@ def _parser():
     c.add_argument('--seed', type=int, default=0, help='of the split and the weights (default: %(default)s)')
     c.add_argument('--workers', type=int, help='processes that load data (default: by the number of cores)')
 
+    c = command('extract', _extract_all, 'Extract the frames of all videos in a folder to jpgs. What is there is skipped; stopped and called again, it goes on.')
+    c.add_argument('folder', type=Path, metavar='DIR')
+    c.add_argument('--out', type=Path, help='folder for the frames (default: DIR-frames, beside DIR)')
+    c.add_argument('--size', type=int, help='scale the short side to so many pixels (default: as it is)')
+    c.add_argument('--quality', type=int, default=90, help='of the jpgs, 1 to 95 (default: %(default)s)')
+    c.add_argument('--force', action='store_true', help='extract again what is there')
+    many(c)
+
+    c = command('check', _check, 'Decode videos to the end and list those that are broken or incomplete: status, file and reason, with tabs between.')
+    c.add_argument('videos', type=Path, nargs='+', metavar='PATH', help='video files, or folders of them')
+    c.add_argument('--csv', type=Path, help='write a row for each video to this file')
+    many(c)
+
+    c = command('info', _info, 'Print what is in videos: frames (counted), the rate, the size as shown. A line for each, with tabs between.')
+    c.add_argument('videos', type=Path, nargs='+', metavar='PATH', help='video files, or folders of them')
+    pixels(c)
+
     c = command('predict', _predict, 'Print the most probable classes of videos. A model file is a Python pickle: open only those you trust.')
     c.add_argument('model', type=Path, metavar='MODEL', help='model.pkl of `vidseq train`, or any `learn.export()`')
     c.add_argument('videos', type=Path, nargs='+', metavar='VIDEO', help='video files, or folders of frames')
@@ -115,6 +192,7 @@ def main(argv=None)->int: # 0, 1 after an error, 2 for wrong arguments
     "The `vidseq` command"
     args = _parser().parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning) # for developers of the libraries below, not for who trains
+    warnings.filterwarnings('ignore', message='.* did not give all of their frames') # the commands name each
     try: return args.run(args) or 0
     except (ValueError, OSError) as e: # VideoError is a ValueError
         if args.debug: raise

@@ -4,21 +4,18 @@
 
 # %% auto #0
 __all__ = ['video_extensions', 'VideoError', 'write_video', 'open_video', 'extract_frames', 'read_frames', 'video_info',
-           'frames_folder', 'avi2frames', 'map_files', 'extract_videos']
+           'decode_video']
 
 # %% ../nbs/00_video.ipynb #30b03d6c
-import os, re, shutil, uuid, warnings
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+import math, os, uuid
 from contextlib import closing, contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
-import pandas as pd
-from fastcore.all import AttrDict, L, defaults, first, ifnone, patch, store_attr
-from fastprogress import progress_bar
+from av.stream import Disposition
+from fastcore.all import AttrDict, first, store_attr
 from PIL import Image
 
 # %% ../nbs/00_video.ipynb #204da2f3
@@ -61,203 +58,174 @@ video_extensions = set('.avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .wmv .flv .3gp
 _lenient = dict(metadata_errors='ignore') if int(av.__version__.split('.')[0]) < 19 else {} # newer ones read titles in any encoding unasked
 
 def _open(path):
-    "Open `path` as a file, whatever its name looks like to FFmpeg (`-x.avi`, `cam:1.avi`), and whatever its metadata is encoded in"
-    if path.is_dir(): raise VideoError(path, 'a folder where a video file was expected', 'Give the path of one file.')
-    if not path.exists(): raise VideoError(path, 'no such file', 'Check the path.')
-    try: return av.open(f'file:{path}', **_lenient)
+    "Open `path` as a file and nothing else: whatever its name looks like to FFmpeg (`-x.avi`, `cam:1.avi`), whatever it refers to, whatever its metadata is encoded in"
+    if os.path.isdir(path): raise VideoError(path, 'a folder where a video file was expected', 'Give the path of one file.')
+    if not os.path.exists(path): raise VideoError(path, 'no such file', 'Check the path.')
+    if not os.path.isfile(path): raise VideoError(path, 'a device or pipe where a video file was expected', 'Give the path of a file.')
+    try: return av.open(f'file:{path}', options={'protocol_whitelist':'file'}, **_lenient) # a playlist must not fetch from the network
     except (av.FFmpegError, AttributeError) as e: # PyAV answers a header without a format with AttributeError
-        found = 'an empty file' if path.stat().st_size == 0 else f'not readable as a video ({_reason(e)})'
+        found = 'an empty file' if os.path.getsize(path) == 0 else f'not readable as a video ({_reason(e)})'
         raise VideoError(path, found) from e
 
 def _reason(e): return getattr(e, 'strerror', None) or str(e)
 
+def _check_pixels(path, w, h, max_pixels):
+    if w*h > max_pixels: raise VideoError(path, f'frames of {w}x{h} pixels', f'If that is no damage, allow it: max_pixels={w*h}.')
+
 @contextmanager
-def open_video(path:str|Path):
+def open_video(path:str|Path, # A video file
+               max_pixels:int=2**26, # Refuse larger frames: damaged headers declare sizes that fill the memory. The default allows 8192x8192
+              ):
     "`path`'s container and its video stream, closed again on the way out; not a file with a video stream: `VideoError`"
     path = Path(path)
     with _open(path) as container:
-        if not container.streams.video: raise VideoError(path, 'no video stream (sound only?)', 'Leave it out.')
-        yield container, container.streams.video[0]
+        stream = first(container.streams.video, lambda o: not o.disposition & Disposition.attached_pic) # a cover picture is no video
+        if stream is None or stream.codec_context is None: raise VideoError(path, 'no video stream that can be decoded (sound only?)', 'Leave it out.')
+        _check_pixels(path, stream.width, stream.height, max_pixels)
+        stream.codec_context.thread_count = 1 # one file, one core: the files are what runs in parallel
+        yield container, stream
 
 # %% ../nbs/00_video.ipynb #70fb3b53
 def _short_side(w, h, size):
-    "Width and height with the short side scaled to `size`, the other in proportion"
+    "Width and height with the short side scaled to `size`, the other in proportion, to the nearest even number: with odd widths FFmpeg's scaler is three times slower"
     if size is None: return w, h
-    return (size, max(1, round(h*size/w))) if w <= h else (max(1, round(w*size/h)), size)
+    if w == h: return size, size
+    long = max(2*round(max(w,h)*size/min(w,h)/2), size)
+    return (size, long) if w < h else (long, size)
 
 class _ToRGB:
-    "Frames of one video -> upright H,W,3 uint8 arrays, the short side scaled to `size`; one reformatter serves them all"
-    def __init__(self, size=None): self.size,self.reformatter = size,av.video.reformatter.VideoReformatter()
+    "Frames of one video -> `format` at one size for them all: the first one's, the short side scaled to `size`; one reformatter serves the file"
+    def __init__(self, size=None, format='rgb24'):
+        store_attr()
+        self.wh,self.reformatter = None,av.video.reformatter.VideoReformatter()
     def __call__(self, frame):
-        w,h = _short_side(frame.width, frame.height, self.size)
-        arr = self.reformatter.reformat(frame, w, h, 'rgb24', threads=1).to_ndarray() # swscale's own threads hang a forked child
-        return np.ascontiguousarray(np.rot90(arr, frame.rotation//90)) if frame.rotation else arr
+        self.wh = self.wh or _short_side(frame.width, frame.height, self.size)
+        return self.reformatter.reformat(frame, *self.wh, self.format, threads=1) # swscale's own threads hang a forked child
 
-def _decode(path):
-    "The frames of `path` as the codec gives them, in display order; the container is closed when the generator is"
-    with open_video(path) as (container, stream):
-        try: yield from container.decode(stream)
-        except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({_reason(e)})') from e
+def _turns(frame):
+    "Quarter turns, counter-clockwise, that set `frame` upright"
+    return round(frame.rotation/90)%4
+
+def _array(rgb, turns):
+    "An RGB frame -> upright H,W,3 uint8"
+    arr = rgb.to_ndarray()
+    return np.ascontiguousarray(np.rot90(arr, turns)) if turns else arr
+
+def _frames(path, container, stream, max_pixels):
+    "The frames of an open video as the codec gives them, in display order"
+    try:
+        for frame in container.decode(stream):
+            _check_pixels(path, frame.width, frame.height, max_pixels)
+            yield frame
+    except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({_reason(e)})') from e
+
+def _decode(path, max_pixels):
+    "The frames of `path`; the container is closed when the generator is"
+    with open_video(path, max_pixels) as (container, stream): yield from _frames(path, container, stream, max_pixels)
 
 # %% ../nbs/00_video.ipynb #ed714ad6
 def extract_frames(video_path:str|Path, # A video file
+                   max_pixels:int=2**26, # Refuse larger frames
                   ): # A generator of upright RGB `PIL.Image`s
     "Convert a video to PIL images, in display order"
     to_rgb = _ToRGB()
-    with closing(_decode(video_path)) as frames:
-        for frame in frames: yield Image.fromarray(to_rgb(frame))
+    with closing(_decode(video_path, max_pixels)) as frames:
+        for frame in frames: yield Image.fromarray(_array(to_rgb(frame), _turns(frame)))
 
 # %% ../nbs/00_video.ipynb #f5bc0fc1
 def read_frames(path:str|Path, # A video file
                 idxs, # Which frames: numbers from 0 in display order, in any order, repeats allowed
                 size:int=None, # Scale the short side to so many pixels
+                max_pixels:int=2**26, # Refuse larger frames
                )->np.ndarray: # T,H,W,3 uint8
-    "The frames `idxs` of a video: equal to decoding everything and indexing"
+    "The frames `idxs` of a video: equal to decoding everything and indexing. Should the size change on the way, all have the first frame's"
     idxs = [int(i) for i in idxs]
     if not idxs or min(idxs) < 0: raise ValueError(f'{path}: frame numbers start at 0 and there must be at least one, not {idxs}')
     wanted,last,to_rgb,found = set(idxs),max(idxs),_ToRGB(size),{}
-    with closing(_decode(path)) as frames:
+    with closing(_decode(path, max_pixels)) as frames:
         n = 0
         for n,frame in enumerate(islice(frames, last+1), 1):
-            if n-1 in wanted: found[n-1] = to_rgb(frame)
+            if n == 1 or n-1 in wanted: rgb = to_rgb(frame)
+            if n-1 in wanted: found[n-1] = _array(rgb, _turns(frame))
     if n <= last: raise VideoError(path, f'frame {last} was asked for, but only {n} decode', 'Ask for less, or replace the file: it may be truncated.')
     return np.stack([found[i] for i in idxs])
 
 # %% ../nbs/00_video.ipynb #b57b6907
-def video_info(path:str|Path # A video file
-              )->AttrDict: # frames (counted), declared (the header's claim, 0 if none), fps, width and height (upright), duration (seconds), codec, rotation (degrees, counter-clockwise)
-    "What is in a video file. Its packets are counted; only the first frame is decoded"
-    frames,shown = 0,None
-    with open_video(path) as (container, stream):
+def _is_shown(packet, codec):
+    "Whether `packet` becomes a frame; in VP8, the fifth bit says so ([RFC 6386](https://www.rfc-editor.org/rfc/rfc6386), 9.1)"
+    return bool(packet.size and not packet.is_discard and not packet.is_corrupt and (codec != 'vp8' or bytes(packet)[0] & 16))
+
+def _gap(pts):
+    "The usual distance of timestamps, in ticks, and whether they are uneven: by more than a tenth of it, and more than rounding makes"
+    gaps = np.diff(np.sort(pts))
+    if not len(gaps): return 0, False
+    usual = float(np.median(gaps))
+    return usual, bool(np.ptp(gaps) > max(2, usual/10))
+
+def _scan(path, max_pixels):
+    "`path`'s stream facts, the timestamps of its shown packets, and the first frame: all that can be had without decoding the rest"
+    pts,shown = [],None
+    with open_video(path, max_pixels) as (container, stream):
+        codec = stream.codec_context.name
         try:
             for packet in container.demux(stream):
-                frames += bool(packet.size and not packet.is_discard and not packet.is_corrupt)
+                if _is_shown(packet, codec): pts.append(packet.pts)
                 if shown is None: shown = first(packet.decode())
         except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({_reason(e)})') from e
-        declared,codec,fps = stream.frames,stream.codec_context.name,float(stream.average_rate or stream.guessed_rate or 0)
-    if shown is None: raise VideoError(path, 'no frame could be decoded')
-    w,h,rotation = shown.width,shown.height,int(shown.rotation)%360
-    if rotation in (90,270): w,h = h,w
-    return AttrDict(frames=frames, declared=declared, fps=fps, width=w, height=h, duration=frames/fps if fps else None, codec=codec, rotation=rotation)
+        if shown is None: raise VideoError(path, 'no frame could be decoded')
+        return dict(declared=stream.frames, codec=codec), stream.average_rate or stream.guessed_rate, stream.time_base, pts, shown
+
+def video_info(path:str|Path, # A video file
+               max_pixels:int=2**26, # Refuse larger frames
+              )->AttrDict: # frames (counted), declared (the header's claim, 0 if none), fps (the mean if variable_rate), variable_rate, width and height (upright), duration (seconds), codec, rotation (degrees, counter-clockwise)
+    "What is in a video file. Its packets are counted; only the first frame is decoded, and all of them where packets are no frames"
+    facts,rate,tick,pts,shown = _scan(path, max_pixels)
+    n = decode_video(path, max_pixels=max_pixels).frames if shown.interlaced_frame else len(pts)
+    usual,variable = _gap([o for o in pts if o is not None])
+    w,h,turns = shown.width,shown.height,_turns(shown)
+    if turns%2: w,h = h,w
+    if variable: rate = n/float((max(pts)-min(pts)+usual)*tick)
+    return AttrDict(facts, frames=n, fps=float(rate or 0), variable_rate=variable, width=w, height=h, duration=n/float(rate) if rate else None, rotation=90*turns)
 
 # %% ../nbs/00_video.ipynb #a7f9dd75
-_litter = {'thumbs.db', 'desktop.ini'}
+def _picture(rgb0, turns):
+    "A frame in `rgb0` -> upright H,W,4 uint8, without a copy if it lies right"
+    arr = np.frombuffer(rgb0.planes[0], np.uint8).reshape(rgb0.height, -1, 4)[:,:rgb0.width]
+    return np.ascontiguousarray(np.rot90(arr, turns))
 
-def _natural(name):
-    "A sort key that reads runs of digits as numbers: 'f2.jpg' < 'f10.jpg'"
-    return [int(s) if i%2 else s for i,s in enumerate(re.split('([0-9]+)', name))]
+def _declared_end(container, stream):
+    "The length in seconds that a header without a frame count declares, 0 if it does not say"
+    if stream.frames: return 0
+    if stream.duration: return float(stream.duration*stream.time_base)
+    return (container.duration or 0)/av.time_base
 
-@patch
-def ls_sorted(self:Path):
-    "ls but sorts files by name numerically"
-    return L(f for f in self.iterdir() if not f.name.startswith('.') and f.name.lower() not in _litter).sorted(key=lambda f: _natural(f.name))
+def _seconds(pts, stream):
+    "How long the frames with these timestamps are shown; infinitely if they have none"
+    if not pts: return math.inf
+    usual,_ = _gap(pts)
+    return float((max(pts)-(stream.start_time or 0)+usual)*stream.time_base)
 
-# %% ../nbs/00_video.ipynb #769ffbc9
-def _frames_root(root):
-    root = Path(root)
-    return root.with_name(root.name+'-frames')
+def _missing(n, damaged, seconds, declared, declared_end):
+    "What is missing of a video of which `n` frames decode, in words; '' if nothing is"
+    if n < declared: return f'the header declares {declared} frames, {n} decode'
+    if seconds < .9*declared_end: return f'the header declares {declared_end:.2f} seconds, {seconds:.2f} decode'
+    return f'{damaged} of {n} frames are damaged' if damaged else ''
 
-def frames_folder(video_path:Path, # A video
-                  path_frames:Path=None, # The folder for a whole data set of frames; by default `<data set>-frames` beside the data set
-                  root:Path=None, # The data set: its folders are kept; by default the video's grandparent, as in `<data set>/<class>/<video>`
-                 )->Path:
-    "Where the frames of `video_path` go"
-    video_path = Path(video_path)
-    root = Path(ifnone(root, video_path.parent.parent))
-    return Path(ifnone(path_frames, _frames_root(root)))/video_path.relative_to(root).with_suffix('')
-
-# %% ../nbs/00_video.ipynb #96a92bdc
-def _write_jpgs(video_path, folder, size, quality):
-    "Write the frames to `folder`; returns how many, and the error that ended it early, if one did"
-    n,to_rgb = 0,_ToRGB(size)
-    try:
-        with closing(_decode(video_path)) as frames:
-            for n,frame in enumerate(frames, 1): Image.fromarray(to_rgb(frame)).save(folder/f'{n-1}.jpg', quality=quality)
-    except VideoError as e:
-        if n == 0: raise
-        return n, e.found
-    if n == 0: raise VideoError(video_path, 'no frame could be decoded')
-    return n, ''
-
-def _replace_folder(part, dest):
-    "Give `part` the name `dest`, whatever was there; if another process was faster, keep what it wrote"
-    if dest.exists():
-        old = part.with_name(part.name+'.old')
-        dest.rename(old)
-        shutil.rmtree(old)
-    try: part.rename(dest)
-    except OSError:
-        if not dest.exists(): raise
-
-def _extract(video_path, path_frames=None, force=False, size=None, quality=90, root=None):
-    "Extract one video and say how it went: a row of `extract_videos`' report"
-    dest = frames_folder(video_path, path_frames, root)
-    row = dict(file=str(video_path), status='skipped', frames=0, declared=0, reason='')
-    if dest.exists() and not force: return row | dict(frames=len(dest.ls_sorted()))
-    part = dest.with_name(f'.{dest.name}.{uuid.uuid4().hex[:8]}')
-    part.mkdir(parents=True)
-    try:
-        with open_video(video_path) as (_, stream): declared = stream.frames
-        n,reason = _write_jpgs(video_path, part, size, quality)
-        _replace_folder(part, dest)
-    except VideoError as e: return row | dict(status='failed', reason=e.found)
-    finally: shutil.rmtree(part, ignore_errors=True)
-    if not reason and n < declared: reason = f'the header declares {declared} frames, {n} decode'
-    return row | dict(status='partial' if reason else 'done', frames=n, declared=declared, reason=reason)
-
-def avi2frames(video_path:Path, # A video of any container
-               path_frames:Path=None, # The folder for the whole data set's frames; by default `<data set>-frames` beside the data set
-               force:bool=False, # Extract again what is already there
-               size:int=None, # Scale the short side to so many pixels on the way: less disk, faster training
-               quality:int=90, # Of the jpgs, 1 to 95
-              ): # Nothing: the frames are in `frames_folder(video_path, path_frames)`
-    "Extract the frames of a video to jpgs; `VideoError` if there are none, a warning if some are missing"
-    row = _extract(video_path, path_frames, force, size, quality)
-    if row['status'] == 'failed': raise VideoError(video_path, row['reason'])
-    if row['status'] == 'partial': warnings.warn(f"{video_path}: only {row['frames']} frames extracted: {row['reason']}", stacklevel=2)
-
-# %% ../nbs/00_video.ipynb #68c0c515
-def map_files(f, # A function that other processes can import
-              items, # What to call it with, one at a time
-              executor:Executor=None, # Where it runs; by default `n_workers` processes of this machine
-              n_workers:int=None, # Default: all cores. 0 runs here, one after the other
-             )->L: # The results, in the order of `items`
-    "`f` of each of `items`, in parallel, with a progress bar"
-    items = list(items)
-    if executor is None and n_workers == 0: return L(f(o) for o in progress_bar(items))
-    if executor is None:
-        with ProcessPoolExecutor(min(ifnone(n_workers, defaults.cpus), 60)) as pool: return map_files(f, items, pool)
-    futures = [executor.submit(f, o) for o in items]
-    try:
-        for done in progress_bar(as_completed(futures), total=len(futures)): done.result()
-    finally:
-        for o in futures: o.cancel() # after an error or Ctrl-C, start nothing more
-    return L(o.result() for o in futures)
-
-# %% ../nbs/00_video.ipynb #19e40ffb
-def _check_folders(paths, path_frames, root):
-    "Two videos that would write to one folder are refused before anything is written"
-    seen = {}
-    for p in paths:
-        other = seen.setdefault(frames_folder(p, path_frames, root), p)
-        if other != p: raise VideoError(p, f'its frames would share a folder with those of {other}', 'Rename one, or give their common folder as `root`.')
-
-def extract_videos(paths, # Videos
-                   path_frames:Path=None, # Folder for all the frames; by default `<data set>-frames` beside the data set
-                   root:Path=None, # The data set's folder, whose structure is kept; by default each video's grandparent
-                   executor:Executor=None, # Where it runs; by default `n_workers` local processes
-                   n_workers:int=None, # Default: all cores. 0 runs in this process
-                   force:bool=False, # Extract again what is already there
-                   size:int=None, # Scale the short side to so many pixels
-                   quality:int=90, # Of the jpgs
-                  )->pd.DataFrame: # One row a video: file, status (done, skipped, partial, failed), frames, declared, reason
-    "Extract the frames of many videos. What is there is skipped, what fails is reported; also written to `extract_videos.csv` beside the frames"
-    paths = [Path(p) for p in paths]
-    if not paths: raise ValueError('No videos to extract: the list of paths is empty.')
-    _check_folders(paths, path_frames, root)
-    rows = map_files(partial(_extract, path_frames=path_frames, force=force, size=size, quality=quality, root=root), paths, executor, n_workers)
-    report = pd.DataFrame(list(rows))
-    dest = Path(ifnone(path_frames, _frames_root(ifnone(root, paths[0].parent.parent))))
-    dest.mkdir(parents=True, exist_ok=True)
-    report.to_csv(dest/'extract_videos.csv', index=False)
-    return report
+def decode_video(path:str|Path, # A video file
+                 each=None, # Called with the number and the picture of each frame: upright H,W,4 uint8, red, green, blue and a byte of no meaning, which is how jpgs are encoded fastest
+                 size:int=None, # Scale the short side of the pictures to so many pixels
+                 max_pixels:int=2**26, # Refuse larger frames
+                )->AttrDict: # frames (decoded), declared (the header's claim, 0 if none), missing (in words, '' if it is whole)
+    "Decode a whole video, as far as it goes; `VideoError` if there is no frame"
+    n,damaged,pts,error,to_rgb = 0,0,[],'',_ToRGB(size, 'rgb0')
+    with open_video(path, max_pixels) as (container, stream):
+        try:
+            for n,frame in enumerate(_frames(path, container, stream, max_pixels), 1):
+                damaged += frame.is_corrupt
+                if frame.pts is not None: pts.append(frame.pts)
+                if each: each(n-1, _picture(to_rgb(frame), _turns(frame)))
+        except VideoError as e:
+            if n == 0 or not isinstance(e.__cause__, av.FFmpegError): raise # only what ended the decoding is a matter of degree
+            error = e.found
+        if n == 0: raise VideoError(path, 'no frame could be decoded')
+        return AttrDict(frames=n, declared=stream.frames, missing=error or _missing(n, damaged, _seconds(pts, stream), stream.frames, _declared_end(container, stream)))
