@@ -12,15 +12,15 @@ from pathlib import Path
 
 # %% ../nbs/08_cli.ipynb #65836f04
 def _name_bad(report):
-    "A line for each video that did not give all of its frames; how many there are"
+    "A line for each video of which there is something to say; how many there are"
     bad = report[report.reason != '']
-    for row in bad.itertuples(): print(f'{"Left out" if row.status == "failed" else "Kept, but incomplete"}: {row.file}: {row.reason}', file=sys.stderr)
+    for row in bad.itertuples(): print(f'{dict(failed="Left out", partial="Kept, but incomplete").get(row.status, "Left as it was")}: {row.file}: {row.reason}', file=sys.stderr)
     return len(bad)
 
 def _extract(folder, out, size):
     "Frames of all videos under `folder` -> {folder of frames: video}; what fails is named, and left out"
-    from vidseq.data import get_videos
     from vidseq.extract import extract_videos, frames_folder
+    from vidseq.video import get_videos
     videos = get_videos(folder)
     path_frames = out/f'frames-{size}-{zlib.crc32(str(folder.resolve()).encode()):08x}' # another folder or size, other frames
     report = extract_videos(videos, path_frames, root=folder, size=size)
@@ -69,7 +69,7 @@ def _videos(paths):
     res = []
     for p in paths:
         if p.is_dir():
-            from vidseq.data import get_videos
+            from vidseq.video import get_videos
             found = get_videos(p)
             if not found: raise ValueError(f'{p}: no videos in this folder.')
             res += found

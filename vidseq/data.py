@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ucf_group', 'first_frames', 'spread_frames', 'window_frames', 'ImageTuple', 'frame_files', 'ImageTupleTfm',
-           'get_instances', 'get_videos', 'group_by', 'GroupSplitter', 'ClipBlock', 'ClipResize', 'folder_splitter',
-           'get_clips', 'VideoDataLoaders', 'get_action_dataloaders', 'show_batch', 'show_results']
+           'get_instances', 'group_by', 'GroupSplitter', 'ClipBlock', 'ClipResize', 'folder_splitter', 'get_clips',
+           'VideoDataLoaders', 'get_action_dataloaders', 'show_batch', 'show_results']
 
 # %% ../nbs/02_data.ipynb #1c5dd7f1
 import random, re
@@ -15,7 +15,7 @@ from pathlib import Path
 from fastai.vision.all import *
 from fastai.vision.all import dispatch, get_show_batch_func
 
-from .video import VideoError, read_frames, video_extensions, video_info
+from .video import VideoError, get_videos, read_frames, video_extensions, video_info
 
 # %% ../nbs/02_data.ipynb #eb7fc218
 def first_frames(n_frames:int, # Frames in the video
@@ -111,11 +111,6 @@ def get_instances(path:Path # A folder of class folders of folders of frames
                  )->L: # The folders of frames, sorted
     "Gets all instances folders paths"
     return L(o for action in _folders(Path(path)) for o in _folders(action))
-
-def get_videos(path:Path # A folder with videos at any depth
-              )->L: # Their paths, sorted
-    "All video files under `path`, by their extension"
-    return get_files(path, extensions=video_extensions).sorted()
 
 # %% ../nbs/02_data.ipynb #d375bdf9
 def group_by(pattern:str # A regular expression to find in the file's name; its first group, or all of it, names the group
