@@ -1,0 +1,490 @@
+"Archives and servers as bad as they come: made here, byte by byte, so that no tool and no network is needed."
+import bz2
+import errno
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import re
+import stat
+import struct
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
+
+import pytest
+import rarfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidseq import archives, external
+from vidseq.archives import _inside, class_folder, unrar
+from vidseq.external import _listed, download, ucf101, ucf101_splits
+
+clips = {'UCF-101/Archery/a.avi': b'a'*5000, 'UCF-101/Archery/b.avi': b'', 'UCF-101/Diving/c.avi': bytes(range(256))*30}
+
+
+# ---- archives, written by hand
+
+def _block(kind, flags, body):
+    head = struct.pack('<BHH', kind, flags, len(body)+7) + body
+    return struct.pack('<H', zlib.crc32(head) & 0xffff) + head
+
+
+def rar_file(name, data, mode=0o100644, method=0x30, flags=0, size=None, crc=None):
+    "A member of a RAR 3 archive; `data` is what is stored, `size` and `crc` are of what it unpacks to"
+    crc,name = zlib.crc32(data) if crc is None else crc, name.encode()
+    return _block(0x74, 0x8000|flags, struct.pack('<IIBIIBBHI', len(data), len(data) if size is None else size, 3, crc, 0, 29, method, len(name), mode) + name) + data
+
+
+def rar(*members, main=0, end=0x4000): return b'Rar!\x1a\x07\0' + _block(0x73, main, bytes(6)) + b''.join(members) + _block(0x7b, end, b'')
+
+
+def make_rar(files): return rar(*(rar_file(n, d) for n,d in files))
+
+
+def make_zip(files):
+    f = io.BytesIO()
+    with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z:
+        for n,d in files: z.writestr(zipfile.ZipInfo(n), d)
+    return f.getvalue()
+
+
+def tar_member(name, data=b'', **kwargs):
+    m = tarfile.TarInfo(name)
+    m.size = len(data)
+    for k,v in kwargs.items(): setattr(m, k, v)
+    return m, io.BytesIO(data)
+
+
+def tar(*members):
+    f = io.BytesIO()
+    with tarfile.open(fileobj=f, mode='w') as t:
+        for o in members: t.addfile(*o)
+    return f.getvalue()
+
+
+def make_tar(files): return tar(*(tar_member(n, d) for n,d in files))
+
+
+plain = {'rar': make_rar, 'zip': make_zip, 'tar': make_tar}
+packers = plain | {name: lambda files, pack=mod.compress: pack(make_tar(files)) for name,mod in (('gz', gzip), ('bz2', bz2), ('xz', lzma))}
+
+
+@pytest.fixture
+def archive(tmp_path):
+    "Writes an archive; its name says nothing about what is in it"
+    def write(data, name='set.bin'):
+        (tmp_path/name).write_bytes(data)
+        return tmp_path/name
+    return write
+
+
+def contents(path): return {o.relative_to(path).as_posix(): o.read_bytes() for o in path.rglob('*') if o.is_file()}
+
+
+def refused(fname, *said, error=ValueError):
+    "`unrar` raises `error` that names the archive and says `said`, and nothing is left"
+    before = sorted(fname.parent.rglob('*'))
+    with pytest.raises(error) as e: unrar(fname, fname.parent/'out')
+    for o in (fname.name, *said): assert o in str(e.value)
+    assert sorted(fname.parent.rglob('*')) == before
+    return e.value
+
+
+@pytest.mark.parametrize('kind', packers)
+def test_every_format(kind, archive, tmp_path):
+    out = unrar(archive(packers[kind](clips.items())), tmp_path/'out')
+    assert out == tmp_path/'out'/'UCF-101'
+    assert contents(tmp_path/'out') == clips
+
+
+def test_type_is_told_by_content(archive, tmp_path):
+    inner = make_zip(clips.items())
+    unrar(archive(make_tar([('sets/inner.zip', inner)]), 'set.rar'), tmp_path/'out') # a zip's end is near the end of this tar
+    assert contents(tmp_path/'out') == {'sets/inner.zip': inner}
+
+
+evil_names = ['/abs.txt', '../up.txt', 'a/../../up.txt', 'C:\\up.txt', 'C:up.txt', '..\\up.txt', '\\\\host\\share\\up.txt', 'a:stream', 'a/NUL', 'com1.avi', 'a/.. /b', 'a\nb']
+
+
+@pytest.mark.parametrize('name', evil_names)
+@pytest.mark.parametrize('kind', plain)
+def test_evil_names(kind, name, archive):
+    refused(archive(plain[kind]([*clips.items(), (name, b'x'), ('z', b'')])), 'points outside', 'Nothing was extracted')
+
+
+def test_links_and_devices(archive):
+    def zipped(mode):
+        f = io.BytesIO()
+        with zipfile.ZipFile(f, 'w') as z:
+            m = zipfile.ZipInfo('a/link')
+            m.external_attr = mode << 16
+            z.writestr(m, '/etc')
+        return f.getvalue()
+    refused(archive(rar(rar_file('ok', b'1'), rar_file('a/link', b'/etc', mode=stat.S_IFLNK|0o777), rar_file('a/link/x', b'1'))), "'a/link'")
+    for mode in (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO): refused(archive(zipped(mode)), "'a/link'")
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+        refused(archive(tar(tar_member('ok', b'1'), tar_member('a/link', type=kind, linkname='/etc/passwd'))), "'a/link'")
+
+
+@pytest.mark.parametrize('kind', packers)
+def test_truncated(kind, archive):
+    whole = packers[kind](clips.items())
+    end = len(whole) if kind != 'tar' else 512*(3+10+15) # then come zeros
+    for n in sorted({1, 20, 100, 513, end//2, end-300, end-20} & set(range(end))): refused(archive(whole[:n]))
+
+
+def test_tar_cut_between_members(archive):
+    refused(archive(make_tar([('a', b'x'*512), ('b', b'')])[:1024]), 'it ends early')
+
+
+def test_damaged(archive):
+    whole = bytearray(make_rar(clips.items()))
+    whole[whole.index(b'aaaa')+9] ^= 1
+    refused(archive(whole), "'UCF-101/Archery/a.avi'", 'CRC', 'download it again')
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, 'w') as z: z.writestr('a.avi', b'a'*100)
+    refused(archive(stored.getvalue().replace(b'a'*100, b'a'*99+b'b')), "'a.avi'", 'CRC')
+    for pack in (gzip.compress, bz2.compress):
+        whole = bytearray(pack(make_tar([('a', os.urandom(9000))])))
+        whole[5000] ^= 255
+        refused(archive(whole), 'download it again')
+
+
+@pytest.mark.parametrize('kind', plain)
+def test_empty(kind, archive): refused(archive(plain[kind]([])), 'no files in it')
+
+
+def test_no_archive(archive, tmp_path):
+    refused(archive(b'<html>'), 'neither a rar, zip nor tar')
+    refused(archive(b''), 'neither a rar, zip nor tar')
+    refused(tmp_path/'none.rar', error=FileNotFoundError)
+
+
+def test_encrypted(archive):
+    refused(archive(rar(rar_file('a.avi', b'x'*16, flags=4))), 'a.avi is encrypted', 'password')
+    refused(archive(rar(main=0x80)), 'list of files is encrypted')
+    whole = bytearray(make_zip([('a.avi', b'x')]))
+    for magic,at in ((b'PK\3\4', 6), (b'PK\1\2', 8)): whole[whole.index(magic)+at] |= 1
+    refused(archive(whole), 'a.avi is encrypted')
+
+
+def test_volumes(archive, tmp_path):
+    data = b'0123456789'
+    first = rar(rar_file('a.avi', data[:6], flags=2, size=10), main=0x111, end=0x4001)
+    last = rar(rar_file('a.avi', data[6:], flags=1, size=10, crc=zlib.crc32(data)), main=0x11, end=0x4000)
+    refused(archive(first, 'set.part01.rar'), 'set.part02.rar')
+    refused(archive(last, 'set.part02.rar'), 'Give the first one, set.part01.rar')
+    unrar(tmp_path/'set.part01.rar', tmp_path/'out')
+    assert contents(tmp_path/'out') == {'a.avi': data}
+
+
+# ---- tools that unpack rar: a stand-in that prints
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path):
+    "Let the tool print `data`, and `said` to its stderr"
+    def use(data, said=''):
+        (tmp_path/'printed').write_bytes(data)
+        code = f'import sys; sys.stdout.buffer.write(open({str(tmp_path/"printed")!r}, "rb").read()); sys.stderr.write({said!r})'
+        monkeypatch.setattr(rarfile, 'tool_setup', lambda: SimpleNamespace(get_cmdline=lambda *a, **k: [sys.executable, '-c', code]))
+    return use
+
+
+def packed(*files): return rar(*(rar_file(n, b'packed', method=0x33, size=len(d), crc=zlib.crc32(d)) for n,d in files), main=8)
+
+
+def test_one_run_of_the_tool(tool, archive, tmp_path):
+    tool(b''.join(clips.values()))
+    unrar(archive(packed(*clips.items())), tmp_path/'out')
+    assert contents(tmp_path/'out') == clips
+
+
+def test_tool_fails(tool, archive):
+    tool(b''.join(clips.values())[:-1], 'solid archives: not supported')
+    refused(archive(packed(*clips.items())), 'UCF-101/Diving/c.avi', 'ends early', 'solid archives: not supported', 'another tool')
+    tool(b'b'+b''.join(clips.values())[1:])
+    refused(archive(packed(*clips.items())), 'UCF-101/Archery/a.avi', 'wrong checksum')
+    tool(b'x'*10_000_000) # a tool that prints on and on is stopped
+    refused(archive(packed(*clips.items())), 'wrong checksum')
+
+
+def test_no_tool(monkeypatch, archive):
+    def none(): raise rarfile.RarCannotExec('no tool')
+    monkeypatch.setattr(rarfile, 'tool_setup', none)
+    refused(archive(packed(*clips.items())), 'apt install unar', 'brew', 'winget', error=OSError)
+
+
+# ---- what is in an archive
+
+@pytest.mark.parametrize('kind', plain)
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_last_of_a_name_wins(kind, archive, tmp_path):
+    unrar(archive(plain[kind]([('s/a', b'old'), ('s/b', b''), ('s/a', b'new')])), tmp_path/'out')
+    assert contents(tmp_path/'out')['s/a'] == b'new'
+
+
+@pytest.mark.parametrize('kind', plain)
+def test_file_and_folder(kind, archive):
+    refused(archive(plain[kind]([('s/a', b'x'), ('s/a/b', b'x')])), "'s/a' is both")
+
+
+def test_litter_modes_and_dots(archive, tmp_path):
+    out = unrar(archive(tar(tar_member('./', type=tarfile.DIRTYPE), tar_member('./a', type=tarfile.DIRTYPE, mode=0), tar_member('./a/v.avi', b'x', mode=0),
+                            tar_member('./__MACOSX/a/._v.avi', b'x'), tar_member('./a/.DS_Store', b'x'))), tmp_path/'out')
+    assert out == tmp_path/'out' and contents(out) == {'a/v.avi': b'x'}
+    assert (out/'a'/'v.avi').stat().st_mode & 0o600 == 0o600
+
+
+def test_fills_an_empty_folder_and_reuses_a_full_one(archive, tmp_path):
+    (tmp_path/'out').mkdir()
+    fname = archive(make_zip(clips.items()))
+    out = unrar(fname, tmp_path/'out')
+    (out/'Archery'/'a.avi').write_bytes(b'mine')
+    fname.unlink()
+    assert unrar(fname, tmp_path/'out') == out
+    assert (out/'Archery'/'a.avi').read_bytes() == b'mine'
+
+
+def test_space(monkeypatch, archive):
+    fname = archive(make_zip([('a.avi', bytes(3<<20))]))
+    monkeypatch.setattr(archives.shutil, 'disk_usage', lambda path: SimpleNamespace(free=1<<20))
+    assert refused(fname, 'Make room', error=OSError).errno == errno.ENOSPC
+    monkeypatch.undo()
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(archives, '_write', full)
+    assert refused(fname, "'a.avi'", 'No space left', error=OSError).errno == errno.ENOSPC
+
+
+parts = st.text(max_size=8) | st.sampled_from(['..', '.', '', 'C:', 'a', 'NUL', 'com1.txt', '.. ', ' ', '~'])
+
+
+@settings(deadline=None)
+@given(name=st.lists(parts, max_size=5).flatmap(lambda o: st.sampled_from(['/', '\\']).map(lambda sep: sep.join(o))) | st.text())
+def test_names_stay_inside(tmp_path_factory, name):
+    dest = tmp_path_factory.getbasetemp()/'dest'
+    target = _inside(dest, name)
+    if target is None: return
+    root = os.path.realpath(dest)
+    assert os.path.commonpath([os.path.realpath(target), root]) == root
+    windows = PureWindowsPath('C:/dest', *target.relative_to(dest).parts)
+    assert windows.is_relative_to('C:/dest') and '..' not in windows.parts and windows.drive == 'C:'
+    assert sys.version_info >= (3,13) or not windows.is_reserved()
+
+
+# ---- a server and its ways to fail
+
+body = os.urandom(300_000)
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *args): pass
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    "A server on this machine: `serve(reply)` gives the address where `reply(handler, number of the request, where to start)` answers"
+    monkeypatch.setattr(external, 'sleep', lambda seconds: pauses.append(seconds))
+    pauses,servers = [],[]
+    def start(reply):
+        asked = []
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.headers['Range'])
+                reply(self, len(asked), int(re.match(r'bytes=(\d+)-$', asked[-1])[1]) if asked[-1] else 0)
+            def log_message(self, *args): pass
+        server = Server(('127.0.0.1', 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
+        return SimpleNamespace(url=f'http://127.0.0.1:{server.server_port}/x', asked=asked, pauses=pauses)
+    yield start
+    for o in servers:
+        o.shutdown()
+        o.server_close()
+
+
+def send(handler, data, code=200, length=None, **headers):
+    handler.send_response(code)
+    if length is not False: handler.send_header('Content-Length', str(len(data) if length is None else length))
+    for k,v in headers.items(): handler.send_header(k.replace('_', '-'), v)
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+def resume(handler, n, start, data=body, sent=None, total=None):
+    "As a good server does, or all but: `sent` bytes at most"
+    kwargs = dict(code=206, Content_Range=f'bytes {start}-{len(data)-1}/{total or len(data)}') if start else {}
+    send(handler, data[start:][:sent], length=len(data)-start, **kwargs)
+
+
+def test_download(serve, tmp_path):
+    s = serve(resume)
+    assert download(s.url, tmp_path/'new'/'f', size=len(body), sha256=hashlib.sha256(body).hexdigest()).read_bytes() == body
+    assert download(s.url, tmp_path/'new'/'f') == tmp_path/'new'/'f'
+    assert s.asked == [None] and os.listdir(tmp_path/'new') == ['f']
+
+
+def test_dropped_connections(serve, tmp_path):
+    s = serve(lambda *a: resume(*a, sent=40_000))
+    assert download(s.url, tmp_path/'f', tries=2).read_bytes() == body # 7 drops, but each brought something
+    assert s.asked == [None] + [f'bytes={i*40_000}-' for i in range(1, 8)]
+
+
+def test_gives_up_and_goes_on(serve, tmp_path):
+    s = serve(lambda *a: resume(*a, sent=1000 if a[1] == 1 else 0))
+    with pytest.raises(OSError, match='Call again to go on after the 1000 bytes'): download(s.url, tmp_path/'f', tries=4)
+    assert s.pauses == [2, 4, 8] and not (tmp_path/'f').exists()
+    assert download(serve(resume).url, tmp_path/'f').read_bytes() == body
+
+
+def test_refused_connection(tmp_path, monkeypatch):
+    monkeypatch.setattr(external, 'sleep', lambda seconds: None)
+    with Server(('127.0.0.1', 0), BaseHTTPRequestHandler) as server: port = server.server_port
+    with pytest.raises(OSError, match=f'http://127.0.0.1:{port}/x: .*refused'): download(f'http://127.0.0.1:{port}/x', tmp_path/'f', tries=2)
+
+
+def test_server_that_cannot_resume(serve, tmp_path):
+    (tmp_path/'f.part').write_bytes(body[:1000]+b'?'*400_000) # longer than the file, too
+    s = serve(lambda h, n, start: send(h, body))
+    assert download(s.url, tmp_path/'f').read_bytes() == body
+    assert s.asked == ['bytes=401000-']
+
+
+def test_server_resumes_elsewhere(serve, tmp_path):
+    (tmp_path/'f.part').write_bytes(body[:1000])
+    s = serve(lambda h, n, start: resume(h, n, 500 if start else 0))
+    assert download(s.url, tmp_path/'f').read_bytes() == body
+    assert s.asked == ['bytes=1000-', None]
+
+
+@pytest.mark.parametrize('have', [300_000, 300_001])
+def test_416(serve, tmp_path, have):
+    (tmp_path/'f.part').write_bytes((body+b'?')[:have])
+    s = serve(lambda h, n, start: send(h, b'', 416, Content_Range=f'bytes */{len(body)}') if start >= len(body) else resume(h, n, start))
+    assert download(s.url, tmp_path/'f').read_bytes() == body
+    assert s.asked == [f'bytes={have}-', None][:1 if have == len(body) else 2]
+
+
+def test_part_that_is_too_long(serve, tmp_path):
+    (tmp_path/'f.part').write_bytes(body+b'?')
+    assert download(serve(resume).url, tmp_path/'f', size=len(body)).read_bytes() == body
+
+
+def test_part_that_is_whole(tmp_path):
+    (tmp_path/'f.part').write_bytes(body)
+    assert download('http://127.0.0.1:1/never-asked', tmp_path/'f', size=len(body)).read_bytes() == body
+
+
+@pytest.mark.parametrize('code,n', [(404, 1), (403, 1), (500, 3), (503, 3)])
+def test_errors(serve, tmp_path, code, n):
+    s = serve(lambda h, *a: send(h, b'no', code))
+    with pytest.raises(OSError, match=f'{s.url}.* {code}.*Call again'): download(s.url, tmp_path/'f', tries=3)
+    assert len(s.asked) == n and not (tmp_path/'f').exists()
+
+
+def test_other_size(serve, tmp_path):
+    (tmp_path/'f.part').write_bytes(body[:1000])
+    for reply in (resume, lambda h, n, start: send(h, body)):
+        with pytest.raises(OSError, match='the server has 300000 bytes, 300005 were expected'): download(serve(reply).url, tmp_path/'f', size=len(body)+5)
+    assert (tmp_path/'f.part').stat().st_size == 1000 # refused before anything was taken
+
+
+def test_no_length(serve, tmp_path):
+    s = serve(lambda h, n, start: send(h, body[:1000] if n == 1 else body, length=False))
+    assert download(s.url, tmp_path/'f', size=len(body)).read_bytes() == body # the size says that the first was cut
+    with pytest.raises(OSError, match='more than the 299999 bytes'): download(s.url, tmp_path/'g', size=len(body)-1)
+    assert download(s.url, tmp_path/'h').read_bytes() == body
+
+
+def test_wrong_checksum(serve, tmp_path):
+    s = serve(resume)
+    with pytest.raises(OSError, match='another file .sha256 .*removed'): download(s.url, tmp_path/'f', sha256='0'*64)
+    assert os.listdir(tmp_path) == []
+    (tmp_path/'f').write_bytes(b'mine')
+    with pytest.raises(OSError, match='4 bytes, 300000 were expected.*Remove it'): download(s.url, tmp_path/'f', size=len(body))
+    assert (tmp_path/'f').read_bytes() == b'mine'
+
+
+def test_full_disk(serve, tmp_path, monkeypatch):
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(external, '_save', full)
+    s = serve(resume)
+    with pytest.raises(OSError, match='No space left.*f.part'): download(s.url, tmp_path/'f')
+    assert len(s.asked) == 1
+    monkeypatch.setattr(archives.shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match='Make room'): download(s.url, tmp_path/'f')
+
+
+def test_two_at_once(serve, tmp_path):
+    both = threading.Barrier(2, timeout=20)
+    def slow(h, n, start):
+        both.wait() # neither starts before the other asked
+        h.send_response(200)
+        h.send_header('Content-Length', str(len(body)))
+        h.end_headers()
+        for i in range(0, len(body), 50_000): h.wfile.write(body[i:i+50_000])
+    s,got = serve(slow),[]
+    workers = [threading.Thread(target=lambda: got.append(download(s.url, tmp_path/'f', sha256=hashlib.sha256(body).hexdigest()))) for _ in range(2)]
+    for o in workers: o.start()
+    for o in workers: o.join(30)
+    assert got == [tmp_path/'f']*2 and (tmp_path/'f').read_bytes() == body
+
+
+# ---- UCF101
+
+@contextmanager
+def small_ucf101(monkeypatch, tmp_path):
+    "The two archives of UCF101, small, and what they hold"
+    videos = {f'UCF-101/{c}/v_{c}_g{g:02d}_c01.avi': c.encode() for c in ('Archery','Diving') for g in (1,2,3)}
+    lists = {f'ucfTrainTestlist/{side}list0{k}.txt': ''.join(f'{n[8:]}{" 1" if side == "train" else ""}\r\n' for n in videos if (f'g{k:02d}' in n) == (side == 'test')).encode()
+             for side in ('train','test') for k in (1,2,3)}
+    files = {'UCF101TrainTestSplits-RecognitionTask.zip': make_zip(lists.items()), 'UCF101.rar': make_rar(videos.items())}
+    monkeypatch.setattr(external, '_ucf101_files', {n: dict(size=len(d), sha256=hashlib.sha256(d).hexdigest()) for n,d in files.items()})
+    monkeypatch.setattr(external, 'fastai_path', lambda key: tmp_path/key)
+    yield files
+
+
+def test_ucf101(serve, tmp_path, monkeypatch):
+    with small_ucf101(monkeypatch, tmp_path) as files:
+        s = serve(lambda h, n, start: resume(h, n, start, files[h.path.split('/')[-1]]))
+        path = ucf101(url=s.url)
+        assert path == tmp_path/'data'/'UCF101'/'UCF-101' and {o.name for o in path.iterdir()} == {'Archery', 'Diving'}
+        for fold in (1,2,3):
+            train,valid = ucf101_splits(path, fold)
+            assert [o.name for o in valid] == [f'v_{c}_g{fold:02d}_c01.avi' for c in ('Archery','Diving')]
+            assert len(train) == 4 and not set(train) & set(valid) and all(o.exists() for o in train+valid)
+        assert ucf101(url='http://127.0.0.1:1/never-asked') == path
+        assert sorted(os.listdir(tmp_path/'archive')) == sorted(files)
+
+
+def test_ucf101_fails_early(serve, tmp_path, monkeypatch):
+    with small_ucf101(monkeypatch, tmp_path) as files:
+        s = serve(lambda h, n, start: resume(h, n, start, files[h.path.split('/')[-1]][:-9]))
+        with pytest.raises(OSError, match='were expected'): ucf101(url=s.url)
+        assert len(s.asked) == 1 and not (tmp_path/'data'/'UCF101').exists()
+
+
+names = st.from_regex(r'[A-Za-z]\w{0,8}/v_[\w .-]{0,8}_g\d\d_c\d\d\.avi', fullmatch=True)
+
+
+@settings(deadline=None)
+@given(names=st.lists(names, unique=True), end=st.sampled_from(['\n', '\r\n']), label=st.sampled_from(['', ' 1', ' 101', '\t7 ']))
+def test_lists_are_read_back(names, end, label):
+    assert _listed(''.join(f'{n}{label}{end}' for n in names)) == names
+    assert _listed(end.join(f'{n}{label}' for n in names)) == names
+
+
+def test_class_folder_of_one_class_of_frames(tmp_path):
+    for o in ('set/Archery/v1/0.jpg', 'set/Archery/v2/0.jpg', 'set/lists/train.txt', '__MACOSX/x/y/z'):
+        (tmp_path/o).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/o).touch()
+    assert class_folder(tmp_path) == class_folder(tmp_path/'set') == tmp_path/'set'
+    assert isinstance(class_folder(str(tmp_path)), Path)
