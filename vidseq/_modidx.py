@@ -183,7 +183,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vidseq.video._is_shown': ('video.html#_is_shown', 'vidseq/video.py'),
                               'vidseq.video._missing': ('video.html#_missing', 'vidseq/video.py'),
                               'vidseq.video._open': ('video.html#_open', 'vidseq/video.py'),
-                              'vidseq.video._picture': ('video.html#_picture', 'vidseq/video.py'),
                               'vidseq.video._reason': ('video.html#_reason', 'vidseq/video.py'),
                               'vidseq.video._scan': ('video.html#_scan', 'vidseq/video.py'),
                               'vidseq.video._seconds': ('video.html#_seconds', 'vidseq/video.py'),

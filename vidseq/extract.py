@@ -49,7 +49,7 @@ def _write_jpg(i, img, folder, video_path, quality):
     "Encode first, write then: a disk that fills up is an error of the writing, never a shorter file"
     h,w = img.shape[:2]
     if max(h,w) > _max_side: raise VideoError(video_path, f'frames of {w}x{h} pixels, larger than a jpg can be', 'Give a `size`.')
-    data = encode_jpeg(img, quality, colorspace='RGBX', colorsubsampling='420')
+    data = encode_jpeg(img, quality, colorspace='BGR', colorsubsampling='420')
     with open(f'{folder}/{i}.jpg', 'wb') as f: f.write(data)
 
 def _there(dest, video_path):
