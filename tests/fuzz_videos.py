@@ -1,0 +1,114 @@
+"Damaged videos by the thousand: `python fuzz_videos.py seed start stop folder` tries some of them in this process and prints a line of JSON for each"
+import faulthandler
+import json
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from make_videos import peak, write
+
+from vidseq.video import VideoError, decode_video, read_frames, video_info
+
+bases = {'a.avi': dict(bf='2'), 'b.mp4': dict(codec='libx264'), 'c.mkv': dict(codec='libx265', x265_params='log-level=none'), 'd.webm': dict(codec='libvpx', auto_alt_ref='1', lag_in_frames='8', deadline='realtime'),
+         'e.mov': dict(codec='qtrle', pix_fmt='argb', n=6), 'f.mpg': dict(codec='mpeg2video', bf='2'), 'g.ts': dict(codec='libx264', bf='2'), 'h.flv': dict(codec='flv1'), 'i.wmv': dict(codec='wmv2'),
+         'j.gif': dict(codec='gif', pix_fmt='rgb8'), 'k.h264': dict(codec='libx264'), 'l.avi': dict(codec='ffv1', pix_fmt='yuv444p', n=6), 'm.mp4': dict(rotation=90, sound=1), 'n.webm': dict(codec='libvpx-vp9', deadline='realtime')}
+
+
+def _flip(data, rng, end):
+    for i in rng.integers(0, end, rng.integers(1, 20)): data[i] = rng.integers(256)
+
+def _extreme(data, rng, end):
+    for i in rng.integers(0, end, rng.integers(1, 4)): data[i:i+4] = bytes([[0]*4, [255]*4, [127,255,255,255], [255,255,255,127], [0,0,0,128]][rng.integers(5)])
+
+def _zero(data, rng, end):
+    i,n = rng.integers(0, end),int(rng.integers(1, 2000))
+    data[i:i+n] = bytes(len(data[i:i+n]))
+
+def _cut(data, rng, end): del data[rng.integers(0, len(data)):]
+
+def _drop(data, rng, end):
+    i = rng.integers(0, end)
+    del data[i:i+int(rng.integers(1, 2000))]
+
+def _double(data, rng, end):
+    i = rng.integers(0, end)
+    data[i:i] = data[i:i+int(rng.integers(1, 2000))]
+
+def _insert(data, rng, end):
+    i = rng.integers(0, end)
+    data[i:i] = rng.bytes(int(rng.integers(1, 500)))
+
+def _swap(data, rng, end):
+    i,j = sorted(rng.integers(0, len(data), 2))
+    n = int(min(rng.integers(1, 1000), j-i, len(data)-j))
+    data[i:i+n],data[j:j+n] = data[j:j+n],data[i:i+n]
+
+
+def mutate(data, rng):
+    "One to three kinds of damage, half of the time to the first bytes"
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        damage = [_flip, _flip, _extreme, _extreme, _zero, _cut, _drop, _double, _insert, _swap][rng.integers(10)]
+        if data: damage(data, rng, min(len(data), 600) if rng.random() < .5 else len(data))
+    return bytes(data)
+
+
+def make_mutants(folder, seed, start, stop):
+    "Numbers and paths of damaged videos; each follows from `seed` and its number alone"
+    wholes = [(name, write(folder/f'whole_{name}', **kw).read_bytes()) for name,kw in bases.items()]
+    for i in range(start, stop):
+        name,data = wholes[i%len(wholes)]
+        path = folder/f'{i}_{name}'
+        path.write_bytes(mutate(data, np.random.default_rng([seed,i])))
+        yield i, path
+        path.unlink()
+
+
+def _outcome(f):
+    try: return f()
+    except VideoError as e:
+        assert e.path.name in str(e)
+        return e.found.split(' (')[0]
+
+
+def attempt(path):
+    "How a video ends in `decode_video`, `video_info` and `read_frames`; whatever is no `VideoError` is raised"
+    decoded = _outcome(lambda: decode_video(path, lambda i,img: img.max(), size=24, max_pixels=2**22))
+    info = _outcome(lambda: video_info(path, max_pixels=2**22))
+    if isinstance(decoded, str): return decoded, isinstance(info, dict), 0
+    n = decoded.frames
+    assert len(read_frames(path, [n-1,0,n//2,0], max_pixels=2**22)) == 4
+    return 'partial' if decoded.missing else 'whole', isinstance(info, dict), n
+
+
+def open_files(): return len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0
+
+def _limit_memory(extra):
+    try: import resource
+    except ImportError: return # Windows
+    if not os.path.exists('/proc/self/statm'): return
+    now = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now+extra, now+extra))
+
+def main(seed, start, stop, folder):
+    warnings.simplefilter('ignore')
+    tried,before,slowest = Counter(),None,(0,None)
+    for i,path in make_mutants(Path(folder), seed, start, stop):
+        if before is None:
+            _limit_memory(2**30)
+            before,rss = open_files(),peak()
+        print(i, path.name, flush=True)
+        faulthandler.dump_traceback_later(30, exit=True) # a hang ends here, named by the line above
+        begin = time.perf_counter()
+        how,info,n = attempt(path)
+        tried.update({how: 1, 'frames': n, 'info': info})
+        slowest = max(slowest, (time.perf_counter()-begin, path.name))
+        faulthandler.cancel_dump_traceback_later()
+    print(json.dumps(dict(tried=tried, slowest=slowest, rss=(rss,peak()), files=(before,open_files()))))
+
+
+if __name__ == '__main__': main(*map(int, sys.argv[1:4]), sys.argv[4])

@@ -1,0 +1,73 @@
+"Small videos of every kind, whole and damaged, and the plain decode that they are compared with"
+import os
+import re
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def pictures(n=20, w=64, h=48, seed=0):
+    "Noise that moves, the number of the frame in a corner"
+    base = np.random.default_rng(seed).integers(0, 255, (h//2+1, w//2+1, 3), np.uint8).repeat(2,0).repeat(2,1)[:h,:w]
+    for i in range(n):
+        arr = np.roll(base, 3*i, 1)
+        arr[:h//4,:w//4] = 40+7*i%200
+        yield arr
+
+
+def _sound(container, stream, seconds):
+    stream.codec_context.layout, stream.codec_context.sample_rate = 'mono', 16000
+    for i in range(int(seconds*16000/1024)):
+        frame = av.AudioFrame.from_ndarray(np.full((1,1024), .1*(i%2), np.float32), format='fltp', layout='mono')
+        frame.sample_rate, frame.pts = 16000, 1024*i
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def write(path, codec='mpeg4', pix_fmt='yuv420p', n=20, w=64, h=48, format=None, pts=None, rotation=0, sound=0, shift=0, seed=0, metadata=None, **options):
+    "A video of `n` pictures, at `pts` (25ths of a second) or one after the other; `sound`: seconds of it, in stream 0; `shift`: where the timestamps of the file begin"
+    with av.open(f'file:{path}', 'w', format=format) as container:
+        container.metadata.update(metadata or {})
+        audio = container.add_stream('aac', rate=16000) if sound else None
+        if codec:
+            stream = container.add_stream(codec, rate=25, width=w, height=h, pix_fmt=pix_fmt)
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {k.replace('_','-') if codec[:3] == 'lib' else k: v for k,v in options.items()}
+            if rotation: stream.set_display_rotation(rotation)
+        if sound: _sound(container, audio, sound)
+        if not codec: return path
+        for i,arr in enumerate(pictures(n, w, h, seed)):
+            frame = av.VideoFrame.from_ndarray(arr, format='rgb24').reformat(format=pix_fmt, threads=1)
+            if pts: frame.pts, frame.time_base = pts[i], Fraction(1,25)
+            container.mux(_shifted(stream.encode(frame), shift))
+        container.mux(_shifted(stream.encode(), shift))
+    return path
+
+
+def _shifted(packets, shift):
+    for packet in packets:
+        ticks = int(shift/25/packet.time_base)
+        packet.pts, packet.dts = packet.pts+ticks, packet.dts+ticks
+    return packets
+
+
+def decode(path, format='rgb24'):
+    "All frames of the first video stream, upright, in the size of the first"
+    with av.open(f'file:{os.fspath(path)}', metadata_errors='ignore') as container:
+        frames, size = [], {}
+        for frame in container.decode(container.streams.video[0]):
+            size = size or dict(width=frame.width, height=frame.height)
+            frames.append(np.rot90(frame.to_ndarray(format=format, threads=1, **size)[...,:3], round(frame.rotation/90)%4))
+    return frames
+
+
+def peak():
+    "Most memory that this process had, in MB; 0 where that is not known"
+    try: return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/2**10 # Linux, where `ru_maxrss` begins with the parent's
+    except OSError: pass
+    try: import resource
+    except ImportError: return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)

@@ -1,0 +1,361 @@
+"Extraction of whole data sets: killed, crashed, twice at once, on a full disk, on other executors. The tree must always be that of a run that nothing disturbed."
+import errno
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pandas as pd
+import pytest
+from make_videos import decode, pictures, write
+from simplejpeg import encode_jpeg
+
+import vidseq.extract
+from vidseq.extract import avi2frames, check_videos, extract_videos, frames_folder
+from vidseq.files import map_files
+from vidseq.video import VideoError, write_video
+
+posix = pytest.mark.skipif(os.name != 'posix', reason='kills processes by signals')
+
+
+def make_clips(root, n_classes, n_clips, n_frames, size):
+    clips = [root/f'class {i}'/f'clip {j}.avi' for i in range(n_classes) for j in range(n_clips)]
+    for i,clip in enumerate(clips): write_video(clip, pictures(n_frames, *size, seed=i))
+    return clips
+
+def tree(folder):
+    "All that is below `folder`, hidden or not; the report apart"
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob('*') if p.name != 'extract_videos.csv'}
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+    "A dozen small clips, one of them damaged and one none at all, and the tree of a run in one process"
+    root = tmp_path_factory.mktemp('few')
+    clips = make_clips(root/'data', 3, 4, 12, (64,48))
+    clips[5].write_bytes(clips[5].read_bytes()[:6000])
+    clips[6].write_text('no video')
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        report = extract_videos(clips, root/'frames', n_workers=0)
+    assert ['2 of 12' in str(o.message) for o in w] == [True]
+    assert list(report.status) == ['done']*5+['partial','failed']+['done']*5
+    return clips, report, tree(root/'frames')
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+    "Sixty clips, enough work to be interrupted, and the tree of a run that was not"
+    root = tmp_path_factory.mktemp('many')
+    clips = make_clips(root/'data', 5, 12, 40, (96,72))
+    assert set(extract_videos(clips, root/'frames', n_workers=0).status) == {'done'}
+    return clips, tree(root/'frames')
+
+
+def jpgs(clip): return [f'{clip.parent.name}{os.sep}{clip.stem}{os.sep}{i}.jpg' for i in range(len(decode(clip)))]
+
+def test_the_trees_are_the_frames(few, many):
+    "One jpg a frame, that of the plain decode"
+    for clip in [*few[0][:5], *many[0][:3]]:
+        found = few[2] if clip in few[0] else many[1]
+        assert {o for o in found if o.startswith(f'{clip.parent.name}{os.sep}{clip.stem}{os.sep}')} == set(jpgs(clip))
+        for name,arr in zip(jpgs(clip), decode(clip), strict=True):
+            assert found[name] == encode_jpeg(np.ascontiguousarray(arr), 90, colorspace='RGB', colorsubsampling='420')
+
+
+
+# Executors
+
+@contextmanager
+def dask():
+    "A cluster of two workers on this machine"
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster: # a heartbeat that meets the end of the cluster is an error to it
+        with distributed.Client(cluster) as client, client.get_executor() as executor: yield executor
+
+executors = dict(dask=dask, threads=lambda: ThreadPoolExecutor(3), spawn=lambda: ProcessPoolExecutor(2, multiprocessing.get_context('spawn')), local=lambda: None)
+
+@pytest.mark.parametrize('name', executors)
+def test_executors(name, few, tmp_path, recwarn, capfd):
+    clips,report,expected = few
+    pool = executors[name]()
+    if pool is None: got = extract_videos(clips, tmp_path/'frames', n_workers=2)
+    else:
+        with pool as executor: got = extract_videos(clips, tmp_path/'frames', executor=executor)
+    pd.testing.assert_frame_equal(got, report)
+    assert tree(tmp_path/'frames') == expected
+    assert ['2 of 12' in str(o.message) for o in recwarn] == [True]
+    assert capfd.readouterr().err == ''
+
+
+# Killed, crashed, twice at once
+
+script = '''
+import os, signal, sys, time
+from pathlib import Path
+import vidseq.extract
+
+decode_video = vidseq.extract.decode_video
+def dying(path, each=None, *args):
+    "At frame 20 of a clip that the file `always` names, or `once`, which goes then, the process dies"
+    def frame(i, img):
+        each(i, img)
+        for o in (Path('always'), Path('once')):
+            if i == 20 and o.exists() and f'{path.parent.name}/{path.name}' in o.read_text():
+                if o.name == 'once': o.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+    return decode_video(path, frame, *args)
+
+vidseq.extract.decode_video = dying
+if __name__ == '__main__':
+    order,force,n_workers = sys.argv[1:]
+    print('ready', flush=True)
+    sys.stdin.readline()
+    clips = sorted(Path('data').rglob('*.avi'), reverse=order == 'down')
+    report = vidseq.extract.extract_videos(clips, 'frames', n_workers=int(n_workers), force=bool(int(force)))
+    assert not set(report.status)-{'done','skipped'}, report.to_csv()
+'''
+
+def env():
+    "With the vidseq that is tested, and this folder"
+    return os.environ|dict(PYTHONPATH=os.pathsep.join(filter(None, [str(Path(vidseq.__file__).parent.parent), str(Path(__file__).parent), os.environ.get('PYTHONPATH')])))
+
+started = []
+def end(p):
+    "Nothing of its group is left"
+    with suppress(ProcessLookupError, PermissionError): os.killpg(p.pid, signal.SIGKILL)
+    p.communicate()
+
+def start(folder, order='up', force=0, n_workers=2):
+    "A process, with a group of its own, that extracts once it is told to"
+    (folder/'run.py').write_text(script)
+    p = subprocess.Popen([sys.executable, 'run.py', order, str(force), str(n_workers)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         start_new_session=True, env=env())
+    started.append(p)
+    return p
+
+def go(*ps):
+    "All at the same time"
+    for p in ps: assert p.stdout.readline() == 'ready\n'
+    for p in ps:
+        p.stdin.write('\n')
+        p.stdin.flush()
+
+def finish(p):
+    _,err = p.communicate(timeout=120)
+    assert p.returncode == 0 and 'Traceback' not in err, err
+
+def run(folder, **kwargs):
+    p = start(folder, **kwargs)
+    go(p)
+    finish(p)
+
+@pytest.fixture
+def place(many, tmp_path):
+    (tmp_path/'data').symlink_to(many[0][0].parent.parent)
+    yield tmp_path
+    while started: end(started.pop())
+
+def kill(p, group):
+    (os.killpg if group else os.kill)(p.pid, signal.SIGKILL)
+    p.wait()
+
+def wait_for_orphans(p, frames):
+    "Workers that outlive their parent finish what they have in hand; then they are killed"
+    quiet = 0
+    while quiet < 5:
+        time.sleep(.1)
+        quiet = 0 if list(frames.rglob('.vidseq-*')) else quiet+1
+    end(p)
+
+def interrupt(place, expected, moment, group):
+    p = start(place)
+    go(p)
+    time.sleep(moment)
+    kill(p, group)
+    got = tree(place/'frames') if (place/'frames').exists() and group else {}
+    assert all(got[k] == expected[k] for k in got if '.vidseq-' not in k) # what has its name is whole
+    run(place)
+    if not group: wait_for_orphans(p, place/'frames')
+    assert tree(place/'frames') == expected
+    return len(got)/len(expected)
+
+@posix
+@pytest.mark.parametrize('group', [True,False], ids=['all','parent'])
+def test_killed_and_called_again(many, place, group): interrupt(place, many[1], .3, group)
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize('group', [True,False], ids=['all','parent'])
+@pytest.mark.parametrize('moment', [round(.1*(i+random.Random(i).random()), 3) for i in range(10)])
+def test_killed_at_many_moments(many, place, group, moment): print(moment, interrupt(place, many[1], moment, group))
+
+@posix
+def test_a_worker_dies_once(many, place):
+    (place/'once').write_text('class 1/clip 3.avi')
+    run(place)
+    assert not (place/'once').exists()
+    assert tree(place/'frames') == many[1]
+
+@posix
+def test_a_deadly_clip_is_named_and_the_rest_done(many, place):
+    lost = [f'class {i}/clip 3' for i in range(5)]
+    (place/'always').write_text(''.join(f'{o}.avi\n' for o in lost))
+    p = start(place)
+    go(p)
+    err = p.communicate(timeout=120)[1]
+    for o in lost: assert f'data/{o}.avi,failed,0,,"the process that decoded it died' in err
+    assert tree(place/'frames') == {k: v for k,v in many[1].items() if not any(k == o or k.startswith(f'{o}/') for o in lost)}
+
+def _die_at_3(i):
+    if i == 3: os.kill(os.getpid(), signal.SIGKILL)
+    return i
+
+def _fail_and_die(i):
+    if i == 4: raise ZeroDivisionError
+    return _die_at_3(i)
+
+@posix
+def test_many_tasks_left_when_a_worker_dies():
+    "The pool ends them while the caller looks on: the threads take turns as often as they can"
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        assert list(map_files(_die_at_3, range(1000), n_workers=2, crashed=lambda i: -1)) == [0,1,2,-1,*range(4,1000)]
+        for _ in range(5):
+            with pytest.raises(ZeroDivisionError): map_files(_fail_and_die, range(1000), n_workers=2, crashed=lambda i: -1)
+    finally: sys.setswitchinterval(usual)
+
+@posix
+@pytest.mark.parametrize('order, force', [('up',0),('down',0),('up',1)])
+def test_twice_at_once(many, place, order, force):
+    if force: copytree(many[0][0].parent.parent.parent/'frames', place/'frames')
+    ps = [start(place, force=force), start(place, order, force)]
+    go(*ps)
+    for p in ps: finish(p)
+    assert tree(place/'frames') == many[1]
+
+
+# A full disk
+
+class FullDisk:
+    "Room for so many bytes"
+    def __init__(self, room): self.room = room
+    def open(self, path, mode):
+        file,write = open(path, mode),None
+        def limited(data):
+            self.room -= len(data)
+            if self.room < 0: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(data)
+        class File:
+            def __enter__(self): return self
+            def __exit__(self, *args): file.close()
+        File.write = staticmethod(limited)
+        write = file.write
+        return File()
+
+def test_full_disk(few, tmp_path, monkeypatch):
+    clips,report,expected = few
+    with monkeypatch.context() as m:
+        m.setattr(vidseq.extract, 'open', FullDisk(100_000).open, raising=False)
+        with pytest.raises(OSError, match='make room, and call again') as e: extract_videos(clips, tmp_path/'frames', n_workers=0)
+    assert e.value.errno == errno.ENOSPC and str(tmp_path/'frames') in str(e.value)
+    got = tree(tmp_path/'frames')
+    assert 5 < len(got) < 40 and all(expected[k] == v for k,v in got.items())
+    with pytest.warns(UserWarning, match='2 of 12'): again = extract_videos(clips, tmp_path/'frames', n_workers=0)
+    assert tree(tmp_path/'frames') == expected
+    assert list(again.frames) == list(report.frames)
+
+def test_no_room_for_the_report(few, tmp_path, monkeypatch):
+    def to_csv(self, *args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(pd.DataFrame, 'to_csv', to_csv)
+    with pytest.raises(OSError, match='extracted stays: make room.*extract_videos.csv'): extract_videos(few[0][:2], tmp_path/'frames', n_workers=0)
+    assert os.listdir(tmp_path/'frames') == ['class 0']
+
+
+# Folders and names
+
+def test_names(tmp_path):
+    names = ['two words', "it's", 'say "x"', '-x', '%d', 'a%03d', 'é 視頻', 'a:b', 'http:x', 'two\nlines', 'a.b', '[x]', '*', 'end ']
+    if os.name == 'nt': names = [o for o in names if not set('":*\n') & set(o) and o == o.strip()]
+    if sys.platform == 'linux': names.append(os.fsdecode(b'caf\xe9'))
+    clips = [write(tmp_path/'a.avi', n=3)]+[tmp_path/'data'/'class'/f'{o}.avi' for o in names]
+    clips[1].parent.mkdir(parents=True)
+    for clip in clips[1:]: clip.write_bytes(clips[0].read_bytes())
+    report = extract_videos(clips[1:], n_workers=0)
+    assert list(report.file) == [str(o) for o in clips[1:]] and set(report.status) == {'done'}
+    assert {os.path.relpath(k, 'class') for k,v in tree(tmp_path/'data-frames').items() if v is None} == {'.', *names}
+    fname = tmp_path/'data-frames'/'extract_videos.csv'
+    assert list(pd.read_csv(fname, encoding_errors='surrogateescape').file) == list(report.file)
+    assert set(check_videos(clips[1:], n_workers=0).status) == {'whole'}
+
+@pytest.mark.parametrize('name', ['..avi', '...avi', '.vidseq-x.part.avi'])
+def test_names_that_make_no_folder(tmp_path, name):
+    clip = write(tmp_path/name, n=2)
+    with pytest.raises(VideoError, match='avi: '): avi2frames(clip, tmp_path/'frames', root=tmp_path)
+    assert not list(tmp_path.rglob('*.jpg'))
+
+def test_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = Path(tmp_path.anchor)
+    assert frames_folder('a/b/../c.avi', 'f') == Path('f')/'a'/'c'
+    assert frames_folder('a/../b/c.avi', 'f', root='.') == Path('f')/'b'/'c'
+    assert frames_folder(here/'a'/'c.avi', 'f') == Path('f')/'a'/'c' # the data set is the root of the disk
+    assert frames_folder(here/'a'/'b'/'c.avi', 'f', root=here) == Path('f')/'a'/'b'/'c'
+    with pytest.raises(ValueError, match='Say where to'): frames_folder(here/'a'/'c.avi')
+    with pytest.raises(VideoError, match='not inside'): frames_folder('a/../x/c.avi', 'f', root='a')
+
+def test_damaged_frames_do_not_end_the_batch(tmp_path):
+    clips = make_clips(tmp_path/'data', 1, 3, 4, (64,48))
+    extract_videos(clips, n_workers=0)
+    (frames_folder(clips[1])/'0.jpg').write_bytes(b'')
+    with pytest.warns(UserWarning, match='1 of 3'): report = extract_videos(clips, n_workers=0)
+    assert list(report.status) == ['skipped']*3 and 'force=True' in report.reason[1]
+    assert list(extract_videos(clips, n_workers=0, force=True).status) == ['done']*3
+
+def test_a_folder_that_may_not_be_written(tmp_path):
+    if os.name != 'posix' or os.geteuid() == 0: pytest.skip('the right to write everywhere')
+    clips = make_clips(tmp_path/'data', 1, 1, 4, (64,48))
+    (tmp_path/'frames').mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match='clip 0.avi'): extract_videos(clips, tmp_path/'frames', n_workers=0)
+
+
+# Memory
+
+measure = '''
+import sys
+from make_videos import peak
+from vidseq.extract import avi2frames
+from vidseq.video import decode_video, extract_frames, video_info
+what,video,out = sys.argv[1:]
+if what == 'avi2frames': avi2frames(video, out, size=64)
+if what == 'video_info': video_info(video)
+if what == 'decode_video': decode_video(video)
+if what == 'extract_frames':
+    for _ in extract_frames(video): pass
+print(peak())
+'''
+
+def peak_of(what, video, out): return float(subprocess.run([sys.executable, '-c', measure, what, str(video), str(out)], capture_output=True, text=True, check=True, env=env()).stdout)
+
+@pytest.fixture(scope='module')
+def long_and_short(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp('long')
+    return [write(tmp/f'{n}.avi', n=n, w=160, h=120) for n in (20_000,200)]
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize('what', ['avi2frames','video_info','decode_video','extract_frames'])
+def test_memory_does_not_grow_with_length(long_and_short, tmp_path, what):
+    long,short = (peak_of(what, o, tmp_path/o.stem) for o in long_and_short)
+    print(what, long, short)
+    assert long < 1.2*short

@@ -1,0 +1,305 @@
+"Videos as they come: every container and codec, damaged, lying and hostile ones. Each gives the frames of a plain decode, or a `VideoError` that names it."
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make_videos import decode, write
+
+import vidseq
+from vidseq.extract import extract_videos, frames_folder
+from vidseq.files import _natural
+from vidseq.video import VideoError, _short_side, decode_video, extract_frames, open_video, read_frames, video_info
+
+alt_ref = dict(auto_alt_ref='1', lag_in_frames='16', b='200k', deadline='good')
+quiet = dict(codec='libx265', x265_params='log-level=none')
+whole = {
+    'mpeg4.avi': {}, 'b_frames.avi': dict(bf='2'), 'mjpeg.avi': dict(codec='mjpeg', pix_fmt='yuvj420p'), 'gray.avi': dict(codec='ffv1', pix_fmt='gray'),
+    'x264.mp4': dict(codec='libx264', bf='3'), 'open_gop.mp4': dict(codec='libx264', n=40, x264_params='open-gop=1:keyint=8:bframes=3'), 'x265.mp4': quiet, '10_bit.mp4': dict(pix_fmt='yuv420p10le', **quiet),
+    'interlaced.mp4': dict(codec='libx264', x264_params='tff=1'), 'edit_list.mp4': dict(codec='libx264', shift=-5), 'late.mp4': dict(codec='libx264', shift=30), 'odd_size.mp4': dict(codec='libx264', pix_fmt='yuv444p', w=65, h=49),
+    'x264.mov': dict(codec='libx264'), 'alpha.mov': dict(codec='qtrle', pix_fmt='argb'), 'phone.3gp': {},
+    '10_bit.mkv': dict(codec='ffv1', pix_fmt='yuv420p10le'), '16_bit_gray.mkv': dict(codec='ffv1', pix_fmt='gray16le'), 'odd_size.mkv': dict(codec='ffv1', pix_fmt='yuv444p', w=65, h=49), 'late.mkv': dict(codec='libx264', shift=30),
+    'vp8_alt_ref.webm': dict(codec='libvpx', n=60, **alt_ref), 'vp9_alt_ref.webm': dict(codec='libvpx-vp9', n=60, **alt_ref), 'alpha.webm': dict(codec='libvpx-vp9', pix_fmt='yuva420p'), 'vp8.ogv': dict(codec='libvpx', format='ogg'),
+    'mpeg1.mpg': dict(codec='mpeg1video'), 'mpeg2.mpg': dict(codec='mpeg2video', bf='2'), 'interlaced.mpg': dict(codec='mpeg2video', flags='+ildct+ilme'), 'x264.ts': dict(codec='libx264'), 'mpeg2.ts': dict(codec='mpeg2video'),
+    'flash.flv': dict(codec='flv1'), 'windows.wmv': dict(codec='wmv2'), 'palette.gif': dict(codec='gif', pix_fmt='rgb8'), 'animated.png': dict(codec='apng', pix_fmt='rgba', format='apng'),
+    'raw.h264': dict(codec='libx264'), 'raw.hevc': quiet, 'raw.m1v': dict(codec='mpeg1video'), 'raw.m2v': dict(codec='mpeg2video'), 'raw.mjpeg': dict(codec='mjpeg', pix_fmt='yuvj420p'),
+    'rotated_90.mp4': dict(rotation=90), 'rotated_180.mov': dict(rotation=180), 'rotated_270.mp4': dict(rotation=270), 'gaps.mp4': dict(pts=[0,1,2,5,9,10,*range(20,34)]), 'gaps.mkv': dict(codec='libx264', pts=[0,1,2,5,9,10,*range(20,34)]),
+    **{f'longer_sound{o}': dict(sound=3, codec='flv1' if o == '.flv' else 'mpeg4') for o in ('.avi','.mkv','.mp4','.flv','.ts')}}
+one = {f'one{Path(name).suffix}': dict(kw, n=1, pts=None) for name,kw in reversed(whole.items()) if not {'shift','sound'} & set(kw)}
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+    "Writes each kind of video once"
+    folder = tmp_path_factory.mktemp('videos')
+    def get(name):
+        path = folder/name
+        return path if path.exists() else write(path, **(whole|one)[name])
+    return get
+
+def same(a, b): return len(a) == len(b) and all(np.array_equal(x, y) for x,y in zip(a, b))
+
+def check(path, expected, folder):
+    "All ways to read `path` give the frames `expected`"
+    got = {}
+    assert decode_video(path, lambda i,img: got.update({i: img[...,:3].copy()})).frames == len(expected)
+    assert list(got) == list(range(len(expected))) and same(list(got.values()), decode(path, 'rgba')) # should frames be scaled, FFmpeg rounds otherwise than to rgb24
+    assert same([np.asarray(o) for o in extract_frames(path)], expected)
+    assert same(read_frames(path, range(len(expected))), expected)
+    report = extract_videos([path], folder, root=path.parent, n_workers=0)
+    assert len(frames_folder(path, folder, path.parent).ls_sorted()) == report.frames[0] == len(expected)
+    return report.status[0]
+
+
+@pytest.mark.parametrize('name', whole|one)
+def test_every_kind(videos, tmp_path, name):
+    path = videos(name)
+    expected = decode(path)
+    assert len(expected) == (1 if name in one else 15 if name == 'edit_list.mp4' else whole[name].get('n', 20))
+    assert check(path, expected, tmp_path) == 'done'
+    info = video_info(path)
+    assert (info.frames, info.height, info.width, info.rotation) == (len(expected), *expected[0].shape[:2], whole.get(name, {}).get('rotation', 0))
+    if name[:4] == 'gaps': assert info.variable_rate and info.duration == pytest.approx(34/25) and info.fps == pytest.approx(20/(34/25))
+    elif name not in one: assert info.fps == pytest.approx(25, rel=.05) and info.duration == pytest.approx(len(expected)/25, rel=.05)
+
+
+@pytest.mark.parametrize('name', ['raw.h264','raw.m2v','raw.m1v'])
+def test_size_changes(tmp_path, name):
+    "Frames after the change have the size of the first"
+    path = tmp_path/name
+    path.write_bytes(b''.join(write(tmp_path/f'{i}_{name}', whole[name]['codec'], w=w, h=h).read_bytes() for i,(w,h) in enumerate([(64,48),(96,80)])))
+    expected = decode(path)
+    assert len(expected) > 30 and {o.shape for o in expected} == {(48,64,3)}
+    assert check(path, expected, tmp_path/'frames') == 'done'
+    with open_video(path) as (container, stream): assert len({o.width for o in container.decode(stream)}) == 2
+    with pytest.raises(VideoError, match=r'96x80.*max_pixels=7680'): decode_video(path, max_pixels=64*48)
+
+
+# Damaged
+
+def cut(path, folder, share=.6):
+    out = folder/f'cut_{path.name}'
+    out.write_bytes(path.read_bytes()[:int(path.stat().st_size*share)])
+    return out
+
+silent = {'palette.gif', 'raw.mjpeg', 'raw.hevc', 'x264.ts'} # nothing in the file says how long it was to be, and it may end between frames
+closed = {'x264.mp4', 'x264.mov', 'phone.3gp'} # the index is at the end
+
+@pytest.mark.parametrize('name', ['mpeg4.avi','mjpeg.avi','x264.mp4','x264.mov','phone.3gp','10_bit.mkv','vp9_alt_ref.webm','x264.ts','mpeg1.mpg','mpeg2.mpg','flash.flv','windows.wmv','raw.h264','raw.hevc','palette.gif','raw.mjpeg','longer_sound.mkv'])
+def test_truncated(videos, tmp_path, recwarn, name):
+    path = cut(videos(name), tmp_path, .5)
+    report = extract_videos([path], tmp_path/'frames', root=tmp_path, n_workers=0)
+    jpgs = list((tmp_path/'frames').rglob('*.jpg'))
+    assert len(jpgs) == report.frames[0]
+    if name in closed: assert (report.status[0], report.frames[0]) == ('failed', 0) and 'not readable' in report.reason[0]
+    else: assert 0 < report.frames[0] <= len(decode(videos(name))) and (report.status[0] == 'partial' or name in silent)
+    if report.status[0] != 'done': assert path.name in str(recwarn.pop(UserWarning).message)
+
+@pytest.mark.parametrize('name', ['mpeg4.avi','x264.mp4','x264.mov','10_bit.mkv','vp9_alt_ref.webm','x264.ts','mpeg1.mpg','flash.flv','windows.wmv','raw.h264','palette.gif','raw.mjpeg'])
+def test_only_the_header_is_right(videos, tmp_path, name):
+    path = tmp_path/name
+    path.write_bytes(videos(name).read_bytes()[:16]+np.random.default_rng(0).bytes(5000))
+    for f in (decode_video, video_info, lambda o: read_frames(o, [0]), lambda o: next(extract_frames(o))):
+        with pytest.raises(VideoError, match=f'{name}.*Check that it plays|{name}.*Leave it out|{name}.*replace'): f(path)
+
+def fails(path, match):
+    "All that reads videos refuses `path`, at once, and says why"
+    for f in (decode_video, video_info, lambda o: read_frames(o, [0]), lambda o: next(extract_frames(o))):
+        begin = time.perf_counter()
+        with pytest.raises(VideoError, match=match) as e: f(path)
+        assert path.name in str(e.value) and time.perf_counter()-begin < 2
+
+def test_no_video(tmp_path):
+    (tmp_path/'empty.avi').touch()
+    fails(tmp_path/'empty.avi', 'an empty file')
+    (tmp_path/'text.mp4').write_text('once upon a time\n'*1000)
+    fails(tmp_path/'text.mp4', 'not readable')
+    fails(write(tmp_path/'sound.mp4', codec=None, sound=1), 'no video stream')
+    fails(tmp_path/'none.avi', 'no such file')
+    fails(tmp_path/'nul\0.avi', 'no such file')
+    fails(tmp_path, 'a folder')
+
+@pytest.mark.parametrize('name', ['mpeg4.avi','10_bit.mkv','phone.3gp'])
+def test_sound_comes_first(videos, tmp_path, name):
+    path = write(tmp_path/f'sound{Path(name).suffix}', sound=.8)
+    with av.open(str(path)) as container: assert [o.type for o in container.streams] == ['audio','video']
+    assert check(path, decode(path), tmp_path/'frames') == 'done'
+
+def patched(path, old, new):
+    data = path.read_bytes()
+    assert old in data
+    out = path.with_name(f'patched_{path.name}')
+    out.write_bytes(data.replace(old, new))
+    return out
+
+def test_absurd_sizes(videos):
+    "Declared sizes that would fill the memory are refused; where the codec knows better, its own are used"
+    fails(patched(videos('palette.gif'), struct.pack('<HH', 64, 48), struct.pack('<HH', 60000, 60000)), 'decoding stopped')
+    fails(patched(videos('palette.gif'), struct.pack('<HH', 64, 48), struct.pack('<HH', 16000, 16000)), '16000x16000.*max_pixels=256000000')
+    fails(patched(videos('alpha.mov'), struct.pack('>HH', 64, 48), struct.pack('>HH', 16000, 16000)), '16000x16000.*max_pixels=256000000')
+    fails(patched(videos('gray.avi'), struct.pack('<ii', 64, 48), struct.pack('<ii', 16000, 16000)), '16000x16000.*max_pixels=256000000')
+    for name,order in (('mpeg4.avi','<ii'), ('x264.mp4','>HH')):
+        path = patched(videos(name), struct.pack(order, 64, 48), struct.pack(order, 20000, 20000))
+        assert same(list(map(np.asarray, extract_frames(path))), decode(videos(name)))
+
+@pytest.mark.parametrize('name', ['mpeg4.avi','palette.gif','raw.h264','rotated_90.mp4'])
+def test_max_pixels(videos, name):
+    path = videos(name)
+    for f in (decode_video, video_info, lambda o, **kw: read_frames(o, [0], **kw), lambda o, **kw: next(extract_frames(o, **kw))):
+        with pytest.raises(VideoError, match=r'64x48.*max_pixels=3072'): f(path, max_pixels=3071)
+        f(path, max_pixels=3072)
+
+@pytest.mark.parametrize('size', [-1,0,100_000])
+def test_sizes_that_cannot_be(videos, tmp_path, size):
+    path = videos('interlaced.mpg')
+    for f in (lambda: read_frames(path, [0], size), lambda: decode_video(path, lambda i,img: None, size)):
+        with pytest.raises(ValueError, match=f'interlaced.mpg.*{size}'): f()
+    with pytest.warns(UserWarning): report = extract_videos([path], tmp_path/'frames', root=path.parent, size=size, n_workers=0)
+    assert report.status[0] == 'failed' and not list(tmp_path.rglob('*.jpg'))
+
+def test_metadata_that_is_not_utf8(tmp_path):
+    for ending in ('.avi','.mp4','.mkv'):
+        path = patched(write(tmp_path/f'titled{ending}', metadata=dict(title='QQQQ')), b'QQQQ', b'\xff\xfe\xe9\xe8')
+        assert video_info(path).frames == len(list(extract_frames(path))) == 20
+
+
+# No plain files
+
+@pytest.mark.skipif(os.name != 'posix', reason='devices are files there only')
+def test_devices_pipes_and_links(videos, tmp_path):
+    for name in ('/dev/zero', os.devnull): fails(Path(name), 'a device or pipe')
+    os.mkfifo(tmp_path/'fifo.avi')
+    fails(tmp_path/'fifo.avi', 'a device or pipe')
+    with socket.socket(socket.AF_UNIX) as s:
+        here = os.getcwd()
+        os.chdir(tmp_path) # the names of sockets are short
+        try: s.bind('socket.avi')
+        finally: os.chdir(here)
+        fails(tmp_path/'socket.avi', 'a device or pipe')
+    (tmp_path/'link.avi').symlink_to(videos('mpeg4.avi'))
+    assert same(list(map(np.asarray, extract_frames(tmp_path/'link.avi'))), decode(videos('mpeg4.avi')))
+    (tmp_path/'dangling.avi').symlink_to(tmp_path/'nowhere.avi')
+    fails(tmp_path/'dangling.avi', 'no such file')
+    (tmp_path/'round.avi').symlink_to(tmp_path/'round.avi')
+    fails(tmp_path/'round.avi', 'no such file')
+
+def test_a_file_that_may_not_be_read(videos, tmp_path):
+    if os.name != 'posix' or os.geteuid() == 0: pytest.skip('the right to read everything')
+    path = tmp_path/'secret.avi'
+    path.write_bytes(videos('mpeg4.avi').read_bytes())
+    path.chmod(0)
+    fails(path, 'not readable.*ermission')
+
+hls = '#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.8,\n{}\n'
+sdp = 'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {} RTP/AVP 96\na=rtpmap:96 H264/90000\n'
+dash = '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1"><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>'
+playlists = {'vod.m3u8': hls+'#EXT-X-ENDLIST\n', 'live.m3u8': hls, 'hls.mp4': hls+'#EXT-X-ENDLIST\n', 'crlf.m3u8': hls.replace('\n','\r\n'), 'concat.mp4': 'ffconcat version 1.0\nfile {}\n', 'a.sdp': sdp, 'a.mpd': dash}
+
+@pytest.mark.parametrize('name', playlists)
+@pytest.mark.parametrize('what', ['file','network'])
+def test_playlists_are_not_followed(videos, tmp_path, name, what):
+    path,target = tmp_path/name,tmp_path/'target.ts'
+    target.write_bytes(videos('x264.ts').read_bytes())
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+        path.write_bytes(playlists[name].format(port if name == 'a.sdp' else 'target.ts' if what == 'file' else f'http://127.0.0.1:{port}/target.ts').encode())
+        fails_in_a_process(path)
+        server.settimeout(.05)
+        with pytest.raises(TimeoutError): server.accept() # nobody called
+
+def fails_in_a_process(path, seconds=20):
+    "As what follows a live playlist waits for ever, in C"
+    code = 'import sys\nfrom vidseq.video import *\ntry: decode_video(sys.argv[1])\nexcept VideoError as e: print(e)'
+    out = subprocess.run([sys.executable, '-c', code, path], capture_output=True, text=True, check=True, timeout=seconds, env=env()).stdout
+    assert path.name in out and ('not readable' in out or 'playlist' in out)
+
+def env(): return os.environ|dict(PYTHONPATH=os.pathsep.join(filter(None, [str(Path(vidseq.__file__).parent.parent), os.environ.get('PYTHONPATH')])))
+
+
+# Properties
+
+quick = settings(max_examples=25, deadline=None)
+decode_once = cache(decode)
+
+@quick
+@given(st.data())
+def test_read_frames_equals_decode_and_index(videos, data):
+    path = videos(data.draw(st.sampled_from(['b_frames.avi','x264.mp4','open_gop.mp4','vp8_alt_ref.webm','interlaced.mpg','rotated_90.mp4','gaps.mkv','palette.gif'])))
+    frames = decode_once(path)
+    idxs = data.draw(st.lists(st.integers(0, len(frames)-1), min_size=1, max_size=12))
+    assert same(read_frames(path, idxs), [frames[i] for i in idxs])
+    size = data.draw(st.integers(2, 100))
+    small = read_frames(path, range(len(frames)), size)
+    assert min(small.shape[1:3]) == size and same(read_frames(path, np.array(idxs), size), small[idxs])
+    with pytest.raises(VideoError, match=f'{len(frames)} decode'): read_frames(path, [*idxs, data.draw(st.integers(len(frames), 10**6))])
+    with pytest.raises(ValueError, match='start at 0'): read_frames(path, [*idxs, data.draw(st.integers(-10**6, -1))])
+    with pytest.raises(ValueError, match='at least one'): read_frames(path, [])
+
+@given(st.lists(st.text(max_size=8) | st.from_regex('[a0-9_²٣]{1,6}', fullmatch=True), max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_natural_order(names):
+    ordered = sorted(names, key=_natural)
+    assert [_natural(o) for o in sorted(reversed(ordered), key=_natural)] == [_natural(o) for o in ordered] # total: the order does not hang on the start
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.text(alphabet='a_-é²', max_size=3))
+@quick
+def test_digits_sort_by_value(a, b, text): assert (_natural(f'{text}{a}.jpg') < _natural(f'{text}{b}.jpg')) == (a < b)
+
+@pytest.fixture(scope='module')
+def no_folder(tmp_path_factory): return tmp_path_factory.mktemp('no')
+
+part = st.sampled_from(['a','b','..','.','a.b','v.avi','v.mp4','..avi','...avi','.avi','.h','v','v.','-v','%d','é','.vidseq-x.part']) | st.text(st.characters(exclude_characters='/\\:\0', exclude_categories=['Cs']), min_size=1, max_size=5)
+place = st.builds(lambda start, parts: start+'/'.join(parts), st.sampled_from(['','/','./','../']), st.lists(part, max_size=5))
+
+@given(place, place, st.none() | place)
+@settings(max_examples=300, deadline=None)
+def test_frames_folder(a, b, root):
+    found = []
+    for o in (a, b):
+        try: folder = frames_folder(o, 'frames', root)
+        except (VideoError, ValueError) as e:
+            assert isinstance(e, VideoError) and str(Path(o)) in str(e)
+            continue
+        folder = Path(os.path.abspath(folder))
+        assert Path('frames').absolute() in folder.parents # inside, and not the folder itself
+        found.append((folder, Path(os.path.abspath(o))))
+    if len(found) == 2 and root is not None:
+        (f1,v1),(f2,v2) = found
+        assert (f1 == f2) == (v1.parent/v1.stem == v2.parent/v2.stem)
+
+@given(st.integers(1, 20000), st.integers(1, 20000), st.integers(1, 2000))
+@settings(max_examples=200, deadline=None)
+def test_short_side(w, h, size):
+    nw,nh = _short_side(w, h, size)
+    assert min(nw, nh) == size and (nw <= nh if w <= h else nw >= nh)
+    assert abs(max(nw, nh)-size*max(w, h)/min(w, h)) <= 1 and _short_side(w, h, None) == (w, h) # to the nearest even number
+    assert max(nw, nh)%2 == 0 or max(nw, nh) == size
+
+
+# Fuzz
+
+def fuzz(seed, start, stop, folder):
+    "What a process of its own found in damaged videos; one that crashes, hangs or raises anything but `VideoError` is the last in `out`"
+    folder.mkdir(exist_ok=True)
+    p = subprocess.run([sys.executable, Path(__file__).with_name('fuzz_videos.py'), *map(str, (seed, start, stop)), folder], capture_output=True, text=True, env=env())
+    assert p.returncode == 0, f'seed {seed}, video {p.stdout.splitlines()[-1]}:\n{p.stderr[-3000:]}'
+    res = json.loads(p.stdout.splitlines()[-1])
+    assert res['files'][0] == res['files'][1] and res['rss'][1] < 1000 and res['slowest'][0] < 10, res
+    assert res['tried'].get('whole', 0) > (stop-start)/20 and res['tried'].get('partial', 0) > (stop-start)/20, res # enough of them open
+    return res
+
+def test_damage_of_all_kinds(tmp_path): fuzz(0, 0, 150, tmp_path)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('start', range(0, 2400, 400))
+def test_much_damage_of_all_kinds(tmp_path, start): print(fuzz(1, start, start+400, tmp_path))
