@@ -56,7 +56,8 @@ def _shifted(packets, shift):
 
 def decode(path, format='rgb24'):
     "All frames of the first video stream, upright, in the size of the first"
-    with av.open(f'file:{os.fspath(path)}', metadata_errors='ignore') as container:
+    lenient = dict(metadata_errors='ignore') if int(av.__version__.split('.')[0]) < 19 else {}
+    with av.open(f'file:{os.fspath(path)}', **lenient) as container:
         frames, size = [], {}
         for frame in container.decode(container.streams.video[0]):
             size = size or dict(width=frame.width, height=frame.height)

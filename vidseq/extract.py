@@ -20,12 +20,18 @@ from .files import map_files, new_folder, remove_leftovers
 from .video import VideoError, decode_video
 
 # %% ../nbs/00b_extract.ipynb #6592284e
+def _plain(path):
+    "`path` without `..`, which would lead out of the folder that it is put in"
+    path = Path(os.path.normpath(path))
+    return Path(os.path.abspath(path)) if '..' in path.parts else path
+
 def _data_set(video_path, root):
     "The folder that a video's place is told from: `root`, or its grandparent, as in `<data set>/<class>/<video>`"
-    root = Path(ifnone(root, video_path.parent.parent))
-    return root if root.name not in ('', '..') else Path(os.path.abspath(root))
+    root = _plain(ifnone(root, _plain(video_path).parent.parent))
+    return root if root.name else Path(os.path.abspath(root))
 
-def _frames_root(root):
+def _frames_root(path_frames, root):
+    if path_frames is not None: return Path(path_frames)
     if not root.name: raise ValueError(f'{root}: the frames cannot go beside it. Say where to: give `path_frames`.')
     return root.with_name(root.name+'-frames')
 
@@ -36,11 +42,10 @@ def frames_folder(video_path:Path, # A video
     "Where the frames of `video_path` go"
     video_path = Path(video_path)
     root = _data_set(video_path, root)
-    try: inside = video_path.relative_to(root)
-    except ValueError:
-        try: inside = Path(os.path.abspath(video_path)).relative_to(os.path.abspath(root))
-        except ValueError as e: raise VideoError(video_path, f'not inside of the data set {root}', 'Give a `root` that holds all the videos.') from e
-    return Path(ifnone(path_frames, _frames_root(root)))/inside.with_suffix('')
+    try: inside = Path(os.path.abspath(video_path)).relative_to(os.path.abspath(root))
+    except ValueError as e: raise VideoError(video_path, f'not inside of the data set {root}', 'Give a `root` that holds all the videos.') from e
+    if not inside.stem.strip('.') or any(o.startswith('.vidseq-') for o in inside.parts): raise VideoError(video_path, 'a name that no folder of frames can have', 'Rename it.')
+    return _frames_root(path_frames, root)/inside.parent/inside.stem
 
 # %% ../nbs/00b_extract.ipynb #c85dd918
 _max_side = 65500 # libjpeg's
@@ -54,18 +59,24 @@ def _write_jpg(i, img, folder, video_path, quality):
 
 def _there(dest, video_path):
     "The frames in `dest`, none if it is not there; a `VideoError` if it holds anything else, which must not be lost"
-    if not os.path.lexists(dest): return L()
-    files = dest.ls_sorted() if dest.is_dir() else L(dest)
+    try: files = dest.ls_sorted()
+    except FileNotFoundError: files = L(dest) if dest.is_symlink() else L()
+    except NotADirectoryError: files = L(dest)
     other = first(files, lambda f: f.suffix != '.jpg')
     if other: raise VideoError(video_path, f'{dest}, where its frames go, holds something else ({other.name})', 'Move that, or give another `path_frames`.')
     return files
 
+def _other(jpg, size):
+    "What is wrong with frames that were there, to go by one of them"
+    try:
+        with Image.open(jpg) as img: side = min(img.size)
+    except OSError: return f'{jpg.name} is damaged: give force=True to extract them again'
+    return f'their short side is {side}, not {size}: give force=True to extract them again' if size not in (None, side) else ''
+
 def _found(files, size):
     "What a report says of frames that were there: what was missing when they were written, and whether they have another size"
     note = files[0].with_name('.partial')
-    with Image.open(files[0]) as img: side = min(img.size)
-    other = f'their short side is {side}, not {size}: give force=True to extract them again' if size not in (None, side) else ''
-    return dict(frames=len(files), reason='; '.join(filter(None, (note.read_text(encoding='utf-8') if note.exists() else '', other))))
+    return dict(frames=len(files), reason='; '.join(filter(None, (note.read_text(encoding='utf-8') if note.exists() else '', _other(files[0], size)))))
 
 def _extract(video_path, path_frames=None, force=False, size=None, quality=90, root=None, max_pixels=2**26):
     "Extract one video and say how it went"
@@ -73,7 +84,7 @@ def _extract(video_path, path_frames=None, force=False, size=None, quality=90, r
     files = _there(dest, video_path)
     if files and not force: return dict(status='skipped') | _found(files, size)
     try:
-        with new_folder(dest, replace=True) as folder:
+        with new_folder(dest, replace=force or dest.exists()) as folder:
             res = decode_video(video_path, partial(_write_jpg, folder=folder, video_path=video_path, quality=quality), size, max_pixels)
             if res.missing: (folder/'.partial').write_text(res.missing, encoding='utf-8')
     except OSError as e:
@@ -126,8 +137,9 @@ def _write_csv(report, fname):
     fname.parent.mkdir(parents=True, exist_ok=True)
     part = fname.with_name(f'.{uuid.uuid4().hex}.csv')
     try:
-        report.to_csv(part, index=False)
+        report.to_csv(part, index=False, errors='surrogateescape') # names of files need not be UTF-8
         os.replace(part, fname)
+    except OSError as e: raise OSError(e.errno, f'{e.strerror}: the report could not be written. What is extracted stays: make room, and call again', str(fname)) from e
     finally: part.unlink(missing_ok=True)
 
 def extract_videos(paths, # Videos
@@ -147,7 +159,7 @@ def extract_videos(paths, # Videos
     for parent in {frames_folder(p, path_frames, root).parent for p in paths}:
         if parent.is_dir(): remove_leftovers(parent)
     report = _report(partial(_extract, path_frames=path_frames, force=force, size=size, quality=quality, root=root, max_pixels=max_pixels), paths, executor, n_workers)
-    fname = Path(ifnone(path_frames, _frames_root(_data_set(paths[0], root))))/'extract_videos.csv'
+    fname = _frames_root(path_frames, _data_set(paths[0], root))/'extract_videos.csv'
     _write_csv(report, fname)
     bad = report[report.reason != '']
     if len(bad): warnings.warn(f'{len(bad)} of {len(report)} videos did not give all of their frames, {bad.file.iloc[0]} for one ({bad.reason.iloc[0]}). All are named in {fname}.', stacklevel=2)

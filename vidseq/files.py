@@ -6,10 +6,11 @@
 __all__ = ['remove_leftovers', 'new_folder', 'map_files']
 
 # %% ../nbs/00_files.ipynb #08660ae8
-import os, re, shutil, time, uuid
+import errno, multiprocessing, os, re, shutil, time, uuid
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from fastcore.all import L, defaults, ifnone, patch
@@ -52,7 +53,7 @@ def remove_leftovers(folder:Path # Where folders are filled
         try:
             handle = _lock(part)
             if handle is None and time.time()-os.stat(part).st_mtime < _day: continue
-        except (BlockingIOError, FileNotFoundError): continue # being filled, or just gone
+        except OSError: continue # being filled, just gone, or not ours to touch
         shutil.rmtree(part, ignore_errors=True)
         if handle is not None: os.close(handle)
 
@@ -73,11 +74,11 @@ def _take_place(part, dest, replace):
     "Give `part` the name `dest`; what is there goes if `replace`, else it stays"
     if replace and dest.exists():
         old = _hidden(dest.parent)
-        dest.rename(old)
-        shutil.rmtree(old)
+        with suppress(FileNotFoundError): dest.rename(old) # another process may replace it as well
+        shutil.rmtree(old, ignore_errors=True)
     try: part.rename(dest)
-    except OSError:
-        if not dest.is_dir(): raise # else another process was faster: its folder is as good
+    except OSError as e: # another process was faster: its folder is as good
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not dest.is_dir(): raise
 
 @contextmanager
 def new_folder(dest:Path, # The folder to make
@@ -96,13 +97,20 @@ def new_folder(dest:Path, # The folder to make
         if handle is not None: os.close(handle)
 
 # %% ../nbs/00_files.ipynb #ae2941b7
-def _run(f, items, todo, executor):
-    "Position and result of each of `todo`, as they are done"
-    futures = {executor.submit(f, items[i]): i for i in todo}
+def _results(futures, stop):
+    "Position and result of each of `futures`, as they are done; `stop` if that ends early"
     try:
         for o in as_completed(futures): yield futures[o], o.result()
-    finally:
-        for o in futures: o.cancel() # after an error or Ctrl-C, start nothing more
+    except BaseException: # an error or Ctrl-C: start nothing more
+        stop()
+        raise
+
+def _run(f, items, executor):
+    "`f` of each of `items` on the caller's `executor`"
+    futures = {executor.submit(f, o): i for i,o in enumerate(items)}
+    def cancel():
+        for o in futures: o.cancel()
+    yield from _results(futures, cancel)
 
 def _alone(f, item, crashed):
     "`f(item)` in a process of its own; should that die, `crashed(item)`"
@@ -110,15 +118,22 @@ def _alone(f, item, crashed):
         try: return pool.submit(f, item).result()
         except BrokenProcessPool: return crashed(item)
 
+def _pooled(f, items, todo, n_workers):
+    "`_run` in processes of this machine. A pool in which one dies may hang if it is given work, or work is taken from it, at that moment: nothing starts before all is given, and the pool itself takes back"
+    go = multiprocessing.Event()
+    with ProcessPoolExecutor(min(n_workers, len(todo)), initializer=go.wait) as pool:
+        try: futures = {pool.submit(f, items[i]): i for i in todo}
+        finally: go.set()
+        yield from _results(futures, partial(pool.shutdown, wait=False, cancel_futures=True))
+
 def _run_here(f, items, n_workers, crashed):
-    "`_run` in processes of this machine. When one dies, each item that may have killed it gets a process to itself"
+    "`f` of each of `items`. When a process dies, each item that may have killed it gets one to itself"
     todo = dict.fromkeys(range(len(items)))
     while todo:
         try:
-            with ProcessPoolExecutor(min(n_workers, len(todo))) as pool:
-                for i,res in _run(f, items, list(todo), pool):
-                    del todo[i]
-                    yield i, res
+            for i,res in _pooled(f, items, list(todo), n_workers):
+                del todo[i]
+                yield i, res
         except BrokenProcessPool:
             for i in list(todo)[:2*n_workers+1]: # as many as a pool hands out ahead
                 del todo[i]
@@ -134,7 +149,7 @@ def map_files(f, # A function that other processes can import
              )->L: # The results, in the order of `items`
     "`f` of each of `items`, in parallel, with a progress bar"
     items = list(items)
-    if executor is not None: done = _run(f, items, range(len(items)), executor)
+    if executor is not None: done = _run(f, items, executor)
     elif n_workers == 0: done = ((i,f(o)) for i,o in enumerate(items))
     else: done = _run_here(f, items, min(ifnone(n_workers, defaults.cpus), 60), crashed) # Windows allows no more than 61
     results = dict(progress_bar(done, total=len(items)))

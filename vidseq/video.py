@@ -69,12 +69,18 @@ def get_videos(path:Path # A folder with videos at any depth
 # %% ../nbs/00_video.ipynb #a8669c8f
 _lenient = dict(metadata_errors='ignore') if int(av.__version__.split('.')[0]) < 19 else {} # newer ones read titles in any encoding unasked
 
-def _open(path):
+def _head(path):
+    try:
+        with open(path, 'rb') as f: return f.read(8)
+    except OSError: return b'' # may not be read: `av.open` says so
+
+def _open(path, max_pixels):
     "Open `path` as a file and nothing else: whatever its name looks like to FFmpeg (`-x.avi`, `cam:1.avi`), whatever it refers to, whatever its metadata is encoded in"
     if os.path.isdir(path): raise VideoError(path, 'a folder where a video file was expected', 'Give the path of one file.')
     if not os.path.exists(path): raise VideoError(path, 'no such file', 'Check the path.')
     if not os.path.isfile(path): raise VideoError(path, 'a device or pipe where a video file was expected', 'Give the path of a file.')
-    try: return av.open(f'file:{path}', options={'protocol_whitelist':'file'}, **_lenient) # a playlist must not fetch from the network
+    if _head(path).startswith((b'#EXTM3U', b'ffconcat')): raise VideoError(path, 'a playlist, which only names other files', 'Give the path of one of those.')
+    try: return av.open(f'file:{path}', options={'protocol_whitelist':'file', 'max_pixels':str(max(max_pixels, 2**26))}, **_lenient) # nothing from the network; no huge frame even to look at it
     except (av.FFmpegError, AttributeError) as e: # PyAV answers a header without a format with AttributeError
         found = 'an empty file' if os.path.getsize(path) == 0 else f'not readable as a video ({_reason(e)})'
         raise VideoError(path, found) from e
@@ -83,6 +89,7 @@ def _reason(e): return getattr(e, 'strerror', None) or str(e)
 
 def _check_pixels(path, w, h, max_pixels):
     if w*h > max_pixels: raise VideoError(path, f'frames of {w}x{h} pixels', f'If that is no damage, allow it: max_pixels={w*h}.')
+    if not w*h: raise VideoError(path, f'frames of no known size, or of more than {max_pixels} pixels', 'Check that it plays; if it does, give a larger max_pixels.')
 
 @contextmanager
 def open_video(path:str|Path, # A video file
@@ -90,7 +97,7 @@ def open_video(path:str|Path, # A video file
               ):
     "`path`'s container and its video stream, closed again on the way out; not a file with a video stream: `VideoError`"
     path = Path(path)
-    with _open(path) as container:
+    with _open(path, max_pixels) as container:
         stream = first(container.streams.video, lambda o: not o.disposition & Disposition.attached_pic) # a cover picture is no video
         if stream is None or stream.codec_context is None: raise VideoError(path, 'no video stream that can be decoded (sound only?)', 'Leave it out.')
         _check_pixels(path, stream.width, stream.height, max_pixels)
@@ -107,12 +114,13 @@ def _short_side(w, h, size):
 
 class _ToRGB:
     "Frames of one video -> `format` at one size for them all: the first one's, the short side scaled to `size`; one reformatter serves the file"
-    def __init__(self, size=None, format='rgb24'):
+    def __init__(self, path, size=None, format='rgb24'):
         store_attr()
         self.wh,self.reformatter = None,av.video.reformatter.VideoReformatter()
     def __call__(self, frame):
         self.wh = self.wh or _short_side(frame.width, frame.height, self.size)
-        return self.reformatter.reformat(frame, *self.wh, self.format, threads=1) # swscale's own threads hang a forked child
+        try: return self.reformatter.reformat(frame, *self.wh, self.format, threads=1) # swscale's own threads hang a forked child
+        except av.FFmpegError as e: raise VideoError(self.path, f'no {"{}x{}".format(*self.wh)} RGB can be made of frames of {frame.width}x{frame.height} {frame.format.name} ({_reason(e)})', 'Give another `size`.') from None
 
 def _turns(frame):
     "Quarter turns, counter-clockwise, that set `frame` upright"
@@ -123,24 +131,25 @@ def _array(rgb, turns):
     arr = rgb.to_ndarray()
     return np.ascontiguousarray(np.rot90(arr, turns)) if turns else arr
 
-def _frames(path, container, stream, max_pixels):
-    "The frames of an open video as the codec gives them, in display order"
+def _frames(path, packets, max_pixels):
+    "The frames of a video's packets as the codec gives them, in display order"
     try:
-        for frame in container.decode(stream):
-            _check_pixels(path, frame.width, frame.height, max_pixels)
-            yield frame
+        for packet in packets:
+            for frame in packet.decode():
+                _check_pixels(path, frame.width, frame.height, max_pixels)
+                yield frame
     except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({_reason(e)})') from e
 
 def _decode(path, max_pixels):
     "The frames of `path`; the container is closed when the generator is"
-    with open_video(path, max_pixels) as (container, stream): yield from _frames(path, container, stream, max_pixels)
+    with open_video(path, max_pixels) as (container, stream): yield from _frames(path, container.demux(stream), max_pixels)
 
 # %% ../nbs/00_video.ipynb #ed714ad6
 def extract_frames(video_path:str|Path, # A video file
                    max_pixels:int=2**26, # Refuse larger frames
                   ): # A generator of upright RGB `PIL.Image`s
     "Convert a video to PIL images, in display order"
-    to_rgb = _ToRGB()
+    to_rgb = _ToRGB(video_path)
     with closing(_decode(video_path, max_pixels)) as frames:
         for frame in frames: yield Image.fromarray(_array(to_rgb(frame), _turns(frame)))
 
@@ -153,7 +162,7 @@ def read_frames(path:str|Path, # A video file
     "The frames `idxs` of a video: equal to decoding everything and indexing. Should the size change on the way, all have the first frame's"
     idxs = [int(i) for i in idxs]
     if not idxs or min(idxs) < 0: raise ValueError(f'{path}: frame numbers start at 0 and there must be at least one, not {idxs}')
-    wanted,last,to_rgb,found = set(idxs),max(idxs),_ToRGB(size),{}
+    wanted,last,to_rgb,found = set(idxs),max(idxs),_ToRGB(path, size),{}
     with closing(_decode(path, max_pixels)) as frames:
         n = 0
         for n,frame in enumerate(islice(frames, last+1), 1):
@@ -193,29 +202,38 @@ def video_info(path:str|Path, # A video file
     "What is in a video file. Its packets are counted; only the first frame is decoded, and all of them where packets are no frames"
     facts,rate,tick,pts,shown = _scan(path, max_pixels)
     n = decode_video(path, max_pixels=max_pixels).frames if shown.interlaced_frame else len(pts)
-    usual,variable = _gap([o for o in pts if o is not None])
+    known = [o for o in pts if o is not None]
+    usual,variable = _gap(known)
     w,h,turns = shown.width,shown.height,_turns(shown)
     if turns%2: w,h = h,w
-    if variable: rate = n/float((max(pts)-min(pts)+usual)*tick)
+    if variable: rate = n/float((max(known)-min(known)+usual)*tick)
     return AttrDict(facts, frames=n, fps=float(rate or 0), variable_rate=variable, width=w, height=h, duration=n/float(rate) if rate else None, rotation=90*turns)
 
 # %% ../nbs/00_video.ipynb #a7f9dd75
-def _declared_end(container, stream):
-    "The length in seconds that a header without a frame count declares, 0 if it does not say"
-    if stream.frames: return 0
-    if stream.duration: return float(stream.duration*stream.time_base)
-    return (container.duration or 0)/av.time_base
+class _Packets:
+    "The packets of `stream`, in file order; meanwhile counts those stored and those shown, and notes when each stream of the file ends"
+    def __init__(self, container, stream):
+        store_attr()
+        self.stored,self.shown,self.ends = 0,0,{}
+    def __iter__(self):
+        for packet in self.container.demux():
+            i = packet.stream.index
+            if packet.pts is not None: self.ends[i] = max(self.ends.get(i,0), float((packet.pts+(packet.duration or 0))*packet.time_base))
+            if i == self.stream.index:
+                self.stored += bool(packet.size)
+                self.shown += bool(packet.size and not packet.is_discard)
+                yield packet
+    def all_there(self, n, declared):
+        "Whether each shown packet became one of `n` frames and what `declared` counts in excess is stored but not shown (edit lists), or was never stored (the empty chunks of an avi)"
+        end = self.ends.get(self.stream.index, 0)*float(self.stream.average_rate or 0)
+        return n >= self.shown and (self.stored >= declared or end > declared-1.5)
 
-def _seconds(pts, stream):
-    "How long the frames with these timestamps are shown; infinitely if they have none"
-    if not pts: return math.inf
-    usual,_ = _gap(pts)
-    return float((max(pts)-(stream.start_time or 0)+usual)*stream.time_base)
-
-def _missing(n, damaged, seconds, declared, declared_end):
+def _missing(n, damaged, packets):
     "What is missing of a video of which `n` frames decode, in words; '' if nothing is"
-    if n < declared: return f'the header declares {declared} frames, {n} decode'
-    if seconds < .9*declared_end: return f'the header declares {declared_end:.2f} seconds, {seconds:.2f} decode'
+    declared,seconds,end = packets.stream.frames,(packets.container.duration or 0)/av.time_base,max(packets.ends.values(), default=math.inf)
+    if n < declared and not packets.all_there(n, declared): return f'the header declares {declared} frames, {n} decode'
+    if not declared and end < .9*seconds-.1: # the last packet need not say how long it is shown
+        return f'the header declares {seconds:.2f} seconds, {end:.2f} are there'
     return f'{damaged} of {n} frames are damaged' if damaged else ''
 
 def decode_video(path:str|Path, # A video file
@@ -224,15 +242,15 @@ def decode_video(path:str|Path, # A video file
                  max_pixels:int=2**26, # Refuse larger frames
                 )->AttrDict: # frames (decoded), declared (the header's claim, 0 if none), missing (in words, '' if it is whole)
     "Decode a whole video, as far as it goes; `VideoError` if there is no frame"
-    n,damaged,pts,error,to_rgb = 0,0,[],'',_ToRGB(size, 'bgr24')
+    n,damaged,error,to_rgb = 0,0,'',_ToRGB(path, size, 'bgr24')
     with open_video(path, max_pixels) as (container, stream):
+        packets = _Packets(container, stream)
         try:
-            for n,frame in enumerate(_frames(path, container, stream, max_pixels), 1):
+            for n,frame in enumerate(_frames(path, packets, max_pixels), 1):
                 damaged += frame.is_corrupt
-                if frame.pts is not None: pts.append(frame.pts)
                 if each: each(n-1, _array(to_rgb(frame), _turns(frame)))
         except VideoError as e:
             if n == 0 or not isinstance(e.__cause__, av.FFmpegError): raise # only what ended the decoding is a matter of degree
             error = e.found
         if n == 0: raise VideoError(path, 'no frame could be decoded')
-        return AttrDict(frames=n, declared=stream.frames, missing=error or _missing(n, damaged, _seconds(pts, stream), stream.frames, _declared_end(container, stream)))
+        return AttrDict(frames=n, declared=stream.frames, missing=error or _missing(n, damaged, packets))
