@@ -144,8 +144,7 @@ def patched(path, old, new):
 
 def test_absurd_sizes(videos):
     "Declared sizes that would fill the memory are refused; where the codec knows better, its own are used"
-    fails(patched(videos('palette.gif'), struct.pack('<HH', 64, 48), struct.pack('<HH', 60000, 60000)), 'no known size, or of more than 67108864 pixels')
-    fails(patched(videos('palette.gif'), struct.pack('<HH', 64, 48), struct.pack('<HH', 16000, 16000)), '16000x16000.*max_pixels=256000000')
+    for side in (16000, 60000): fails(patched(videos('palette.gif'), struct.pack('<HH', 64, 48), struct.pack('<HH', side, side)), 'more than 67108864 pixels.*larger max_pixels')
     fails(patched(videos('alpha.mov'), struct.pack('>HH', 64, 48), struct.pack('>HH', 16000, 16000)), '16000x16000.*max_pixels=256000000')
     fails(patched(videos('gray.avi'), struct.pack('<ii', 64, 48), struct.pack('<ii', 16000, 16000)), '16000x16000.*max_pixels=256000000')
     for name,order in (('mpeg4.avi','<ii'), ('x264.mp4','>HH')):
