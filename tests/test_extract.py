@@ -247,26 +247,20 @@ def test_twice_at_once(many, place, order, force):
 
 # A full disk
 
-class FullDisk:
-    "Room for so many bytes"
-    def __init__(self, room): self.room = room
-    def open(self, path, mode):
-        file,write = open(path, mode),None
-        def limited(data):
-            self.room -= len(data)
-            if self.room < 0: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return write(data)
-        class File:
-            def __enter__(self): return self
-            def __exit__(self, *args): file.close()
-        File.write = staticmethod(limited)
-        write = file.write
-        return File()
+def full_disk(room, write=os.write):
+    "`os.write` on a disk with room for so many bytes: as much as there is, then an error"
+    def limited(handle, data):
+        nonlocal room
+        if not room: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        n = write(handle, data[:room])
+        room -= n
+        return n
+    return limited
 
 def test_full_disk(few, tmp_path, monkeypatch):
     clips,report,expected = few
     with monkeypatch.context() as m:
-        m.setattr(vidseq.extract, 'open', FullDisk(100_000).open, raising=False)
+        m.setattr(os, 'write', full_disk(100_000))
         with pytest.raises(OSError, match='make room, and call again') as e: extract_videos(clips, tmp_path/'frames', n_workers=0)
     assert e.value.errno == errno.ENOSPC and str(tmp_path/'frames') in str(e.value)
     got = tree(tmp_path/'frames')

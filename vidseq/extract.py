@@ -50,12 +50,18 @@ def frames_folder(video_path:Path, # A video
 # %% ../nbs/00b_extract.ipynb #c85dd918
 _max_side = 65500 # libjpeg's
 
+def _write_file(fname, data):
+    "A new file, without the layers of `open`, which cost a tenth of an extraction"
+    handle = os.open(fname, os.O_WRONLY|os.O_CREAT|os.O_EXCL|getattr(os, 'O_BINARY', 0), 0o666)
+    try:
+        while data: data = data[os.write(handle, data):] # a nearly full disk takes a part, and then none
+    finally: os.close(handle)
+
 def _write_jpg(i, img, folder, video_path, quality):
     "Encode first, write then: a disk that fills up is an error of the writing, never a shorter file"
     h,w = img.shape[:2]
     if max(h,w) > _max_side: raise VideoError(video_path, f'frames of {w}x{h} pixels, larger than a jpg can be', 'Give a `size`.')
-    data = encode_jpeg(img, quality, colorspace='BGR', colorsubsampling='420')
-    with open(f'{folder}/{i}.jpg', 'wb') as f: f.write(data)
+    _write_file(f'{folder}/{i}.jpg', encode_jpeg(img, quality, colorspace='BGR', colorsubsampling='420'))
 
 def _there(dest, video_path):
     "The frames in `dest`, none if it is not there; a `VideoError` if it holds anything else, which must not be lost"

@@ -217,20 +217,23 @@ class _Packets:
         self.stored,self.shown,self.ends = 0,0,{}
     def __iter__(self):
         for packet in self.container.demux():
-            i = packet.stream.index
-            if packet.pts is not None: self.ends[i] = max(self.ends.get(i,0), float((packet.pts+(packet.duration or 0))*packet.time_base))
+            i,pts = packet.stream_index,packet.pts
+            if pts is not None: self.ends[i] = max(self.ends.get(i,0), pts+(packet.duration or 0))
             if i == self.stream.index:
                 self.stored += bool(packet.size)
                 self.shown += bool(packet.size and not packet.is_discard)
                 yield packet
+    def seconds(self):
+        "When each stream of the file ends"
+        return {i: float(end*self.container.streams[i].time_base) for i,end in self.ends.items()}
     def all_there(self, n, declared):
         "Whether each shown packet became one of `n` frames and what `declared` counts in excess is stored but not shown (edit lists), or was never stored (the empty chunks of an avi)"
-        end = self.ends.get(self.stream.index, 0)*float(self.stream.average_rate or 0)
+        end = self.seconds().get(self.stream.index, 0)*float(self.stream.average_rate or 0)
         return n >= self.shown and (self.stored >= declared or end > declared-1.5)
 
 def _missing(n, damaged, packets):
     "What is missing of a video of which `n` frames decode, in words; '' if nothing is"
-    declared,seconds,end = packets.stream.frames,(packets.container.duration or 0)/av.time_base,max(packets.ends.values(), default=math.inf)
+    declared,seconds,end = packets.stream.frames,(packets.container.duration or 0)/av.time_base,max(packets.seconds().values(), default=math.inf)
     if n < declared and not packets.all_there(n, declared): return f'the header declares {declared} frames, {n} decode'
     if not declared and end < .9*seconds-.1: # the last packet need not say how long it is shown
         return f'the header declares {seconds:.2f} seconds, {end:.2f} are there'
