@@ -131,18 +131,17 @@ def _array(rgb, turns):
     arr = rgb.to_ndarray()
     return np.ascontiguousarray(np.rot90(arr, turns)) if turns else arr
 
-def _frames(path, packets, max_pixels):
-    "The frames of a video's packets as the codec gives them, in display order"
+def _frames(path, frames, max_pixels):
+    "The frames that the codec gives, in display order, until it fails"
     try:
-        for packet in packets:
-            for frame in packet.decode():
-                _check_pixels(path, frame.width, frame.height, max_pixels)
-                yield frame
+        for frame in frames:
+            _check_pixels(path, frame.width, frame.height, max_pixels)
+            yield frame
     except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({_reason(e)})') from e
 
 def _decode(path, max_pixels):
     "The frames of `path`; the container is closed when the generator is"
-    with open_video(path, max_pixels) as (container, stream): yield from _frames(path, container.demux(stream), max_pixels)
+    with open_video(path, max_pixels) as (container, stream): yield from _frames(path, container.decode(stream), max_pixels)
 
 # %% ../nbs/00_video.ipynb #ed714ad6
 def extract_frames(video_path:str|Path, # A video file
@@ -249,7 +248,7 @@ def decode_video(path:str|Path, # A video file
     with open_video(path, max_pixels) as (container, stream):
         packets = _Packets(container, stream)
         try:
-            for n,frame in enumerate(_frames(path, packets, max_pixels), 1):
+            for n,frame in enumerate(_frames(path, (frame for packet in packets for frame in packet.decode()), max_pixels), 1):
                 damaged += frame.is_corrupt
                 if each: each(n-1, _array(to_rgb(frame), _turns(frame)))
         except VideoError as e:
