@@ -93,7 +93,7 @@ def test_executors(name, few, tmp_path, recwarn, capfd):
         with pool as executor: got = extract_videos(clips, tmp_path/'frames', executor=executor)
     pd.testing.assert_frame_equal(got, report)
     assert tree(tmp_path/'frames') == expected
-    assert ['2 of 12' in str(o.message) for o in recwarn] == [True]
+    assert ['2 of 12' in str(o.message) for o in recwarn if 'fork' not in str(o.message)] == [True] # Python 3.12 and 3.13 fork, and warn of the threads that dask left
     assert capfd.readouterr().err == ''
 
 
