@@ -122,6 +122,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vidseq.files._run_here': ('files.html#_run_here', 'vidseq/files.py'),
                               'vidseq.files._take_place': ('files.html#_take_place', 'vidseq/files.py'),
                               'vidseq.files.map_files': ('files.html#map_files', 'vidseq/files.py'),
+                              'vidseq.files.new_file': ('files.html#new_file', 'vidseq/files.py'),
                               'vidseq.files.new_folder': ('files.html#new_folder', 'vidseq/files.py'),
                               'vidseq.files.remove_leftovers': ('files.html#remove_leftovers', 'vidseq/files.py')},
             'vidseq.layers': { 'vidseq.layers.TimeDistributed': ('layers.html#timedistributed', 'vidseq/layers.py'),

@@ -6,7 +6,7 @@
 __all__ = ['frames_folder', 'avi2frames', 'extract_videos', 'check_videos']
 
 # %% ../nbs/00b_extract.ipynb #a8fa8345
-import os, sys, uuid, warnings
+import os, sys, warnings
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastcore.all import L, first, ifnone
 from PIL import Image
 from simplejpeg import encode_jpeg
 
-from .files import map_files, new_folder, remove_leftovers
+from .files import map_files, new_file, new_folder, remove_leftovers
 from .video import VideoError, decode_video
 
 # %% ../nbs/00b_extract.ipynb #6592284e
@@ -139,14 +139,9 @@ def _report(f, paths, executor, n_workers):
     return pd.DataFrame(list(rows)).astype({'declared':'Int64'})
 
 def _write_csv(report, fname):
-    "`fname` appears when it is whole"
-    fname.parent.mkdir(parents=True, exist_ok=True)
-    part = fname.with_name(f'.{uuid.uuid4().hex}.csv')
     try:
-        report.to_csv(part, index=False, errors='surrogateescape') # names of files need not be UTF-8
-        os.replace(part, fname)
+        with new_file(fname) as part: report.to_csv(part, index=False, errors='surrogateescape') # names of files need not be UTF-8
     except OSError as e: raise OSError(e.errno, f'{e.strerror}: the report could not be written. What is extracted stays: make room, and call again', str(fname)) from e
-    finally: part.unlink(missing_ok=True)
 
 def extract_videos(paths, # Videos
                    path_frames:Path=None, # Folder for all the frames; by default `<data set>-frames` beside the data set

@@ -7,7 +7,7 @@ __all__ = ['video_extensions', 'VideoError', 'write_video', 'get_videos', 'open_
            'video_info', 'decode_video']
 
 # %% ../nbs/00_video.ipynb #30b03d6c
-import math, os, uuid
+import math, os
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,8 @@ import numpy as np
 from av.stream import Disposition
 from fastcore.all import AttrDict, L, first, store_attr
 from PIL import Image
+
+from .files import new_file
 
 # %% ../nbs/00_video.ipynb #204da2f3
 class VideoError(ValueError):
@@ -35,21 +37,16 @@ def write_video(path:str|Path, # Where to; the ending says the container (.avi, 
                )->Path: # `path`, which appears only when it is whole
     "Write `frames` to a video file"
     path = Path(path)
-    part = path.with_name(f'.{uuid.uuid4().hex}{path.suffix}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with av.open(str(part), 'w') as container:
-            stream = None
-            for arr in frames:
-                if stream is None:
-                    stream = container.add_stream(codec, rate=fps, pix_fmt='yuv420p', height=arr.shape[0], width=arr.shape[1])
-                    stream.codec_context.thread_count = 1 # one file, one core: the files are what runs in parallel
-                    stream.codec_context.qmin = stream.codec_context.qmax = quality
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(arr), format='rgb24')))
-            if stream is None: raise VideoError(path, 'no frames to write', 'Give at least one H,W,3 uint8 array.')
-            container.mux(stream.encode())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with new_file(path) as part, av.open(str(part), 'w') as container:
+        stream = None
+        for arr in frames:
+            if stream is None:
+                stream = container.add_stream(codec, rate=fps, pix_fmt='yuv420p', height=arr.shape[0], width=arr.shape[1])
+                stream.codec_context.thread_count = 1 # one file, one core: the files are what runs in parallel
+                stream.codec_context.qmin = stream.codec_context.qmax = quality
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(arr), format='rgb24')))
+        if stream is None: raise VideoError(path, 'no frames to write', 'Give at least one H,W,3 uint8 array.')
+        container.mux(stream.encode())
     return path
 
 # %% ../nbs/00_video.ipynb #530b176c
