@@ -5,6 +5,10 @@ from vidseq.archives import *
 from vidseq.extract import *
 from vidseq.external import *
 from vidseq.shapes import *
+from vidseq.samplers import *
+from vidseq.clips import *
+from vidseq.splits import *
+from vidseq.show import *
 from vidseq.data import *
 from vidseq.layers import *
 from vidseq.models import *

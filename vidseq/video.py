@@ -20,13 +20,13 @@ from PIL import Image
 
 from .files import new_file
 
-# %% ../nbs/00_video.ipynb #204da2f3
+# %% ../nbs/00_video.ipynb #bd360e25
 class VideoError(ValueError):
     "A video that cannot be used: which file, what was found, and what to do about it"
-    def __init__(self, path, found, todo='Check that it plays; if not, replace it or leave it out.'):
+    def __init__(self, path, found='', todo='Check that it plays; if not, replace it or leave it out.'):
         super().__init__(path, found, todo) # all in `args`, so that it survives the trip from a worker process
         store_attr()
-    def __str__(self): return f'{self.path}: {self.found}. {self.todo}'
+    def __str__(self): return f'{self.path}: {self.found}. {self.todo}' if self.found else str(self.path) # PyTorch's workers make an error anew from one text, which names the file already
 
 # %% ../nbs/00_video.ipynb #20c76609
 def write_video(path:str|Path, # Where to; the ending says the container (.avi, .mp4, .mkv, …)
