@@ -27,6 +27,7 @@ slow: $(VENV)/installed-dev ## what takes minutes
 bench: $(VENV)/installed-dev ## what benchmarks/ measures, tables into its README.md: make bench DIR=videos BASELINE=tutorials.py
 	$(BIN)/python benchmarks/imports.py --save
 	$(BIN)/python benchmarks/extract.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
+	$(BIN)/python benchmarks/load.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
 
 prep: $(VENV)/installed-dev ## what a commit needs: modules from notebooks, clean notebooks, README
 	$(RUN) nbdev-export

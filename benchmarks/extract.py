@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from harness import machine, measure, one_core, save, table
+from harness import load_module, machine, measure, one_core, save, table
 
 one_core() # before anything counts the cores
 
@@ -23,14 +23,6 @@ from vidseq.data import get_videos
 from vidseq.extract import avi2frames, frames_folder
 from vidseq.shapes import moving_shapes
 from vidseq.video import read_frames, video_info
-
-
-def load(fname):
-    "The module in `fname`"
-    spec = importlib.util.spec_from_file_location('baseline', fname)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def each(f, videos, n_frames):
@@ -123,6 +115,6 @@ if __name__ == '__main__':
     videos = get_videos(args.dir or moving_shapes())[::args.every]
     with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as tmp:
         tables = [machine('av', 'pillow', 'decord', 'torchcodec'),
-                  '**Extraction.** '+extraction(videos, args.baseline and load(args.baseline), Path(tmp), args.rounds),
+                  '**Extraction.** '+extraction(videos, args.baseline and load_module(args.baseline), Path(tmp), args.rounds),
                   '**16 spread frames at 112 pixels.** '+reading(videos, args.rounds)]
     (lambda text: save('extract', text) if args.save else print(text))('\n\n'.join(tables))

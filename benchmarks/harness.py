@@ -1,4 +1,5 @@
 "Candidates measured side by side: interleaved rounds, CPU and wall time, medians of the ratios within a round."
+import importlib.util
 import os
 import platform
 import re
@@ -22,6 +23,14 @@ def one_core():
     "Keep this process and what it starts on one core, where the system allows it"
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[name] = '1'
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def load_module(fname):
+    "The module in the file `fname`"
+    spec = importlib.util.spec_from_file_location(Path(fname).stem, fname)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def measure(candidates, rounds=5, before=lambda name: None):

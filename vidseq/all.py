@@ -10,6 +10,7 @@ from vidseq.clips import *
 from vidseq.splits import *
 from vidseq.show import *
 from vidseq.data import *
+from vidseq.augment import *
 from vidseq.layers import *
 from vidseq.models import *
 from vidseq.timesformer import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Frame', 'encodes', 'frame_files', 'load_frame', 'ImageTuple', 'same_draws', 'ImageTupleTfm']
 
-# %% ../nbs/01d_clips.ipynb #a995ae76
+# %% ../nbs/01d_clips.ipynb #537d0e1a
 import base64, inspect, io, os, random, struct
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .files import _natural
 from .samplers import spread_frames
-from .video import VideoError, _short_side, extract_frames, read_frames, video_info
+from .video import VideoError, _short_side, extract_frames, read_images, video_info
 
 # %% ../nbs/01d_clips.ipynb #fabfe7f3
 class Frame(PILImage):
@@ -206,7 +206,7 @@ def _n_extracted(folder):
     names = os.listdir(folder)
     return len(names) if set(names) == {f'{i}.jpg' for i in range(len(names))} else 0
 
-# %% ../nbs/01d_clips.ipynb #a4f9c82f
+# %% ../nbs/01d_clips.ipynb #41456bf4
 class ImageTupleTfm(RandTransform):
     "A folder of frames, or a video file, to an `ImageTuple` of `seq_len` frames chosen by `sampler`"
     split_idx = None # for training and validation alike
@@ -241,9 +241,9 @@ class ImageTupleTfm(RandTransform):
     def _from_video(self, path):
         info = _video_info(path)
         size = self.size and min(self.size, info.width, info.height)
-        return [self._from_array(o) for o in read_frames(path, self._sample(path, info.frames, info.fps), size)]
+        return [self._as_img_cls(o) for o in read_images(path, self._sample(path, info.frames, info.fps), size)]
 
-    def _from_array(self, arr): return Frame.create(arr) if self.img_cls is PILImage else self.img_cls(Image.fromarray(arr).convert(self.img_cls._open_args['mode']))
+    def _as_img_cls(self, img): return Frame(img) if self.img_cls is PILImage else self.img_cls(img.convert(self.img_cls._open_args['mode']))
 
     def _sample(self, path, n_frames, fps):
         given = dict(fps=fps, view=self.view, n_views=self.n_views)
