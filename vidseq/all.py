@@ -9,6 +9,7 @@ from vidseq.samplers import *
 from vidseq.clips import *
 from vidseq.splits import *
 from vidseq.show import *
+from vidseq.loader import *
 from vidseq.data import *
 from vidseq.augment import *
 from vidseq.layers import *

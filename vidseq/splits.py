@@ -6,13 +6,13 @@
 __all__ = ['ucf_group', 'group_by', 'GroupSplitter', 'default_splitter', 'ListSplitter', 'folder_splitter', 'clip_paths',
            'leaked_groups']
 
-# %% ../nbs/01e_splits.ipynb #cab9763d
+# %% ../nbs/01e_splits.ipynb #38bb32fa
 import random, re
 from collections import Counter
 from pathlib import Path
 
 from fastai.data.transforms import GrandparentSplitter, RandomSplitter, parent_label
-from fastcore.all import L, first, ifnone
+from fastcore.all import L, first
 
 from .clips import ImageTupleTfm
 from .external import _listed
