@@ -244,6 +244,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidseq.splits._names': ('splits.html#_names', 'vidseq/splits.py'),
                                'vidseq.splits._parts': ('splits.html#_parts', 'vidseq/splits.py'),
                                'vidseq.splits._pick_groups': ('splits.html#_pick_groups', 'vidseq/splits.py'),
+                               'vidseq.splits._try_groups': ('splits.html#_try_groups', 'vidseq/splits.py'),
                                'vidseq.splits.clip_paths': ('splits.html#clip_paths', 'vidseq/splits.py'),
                                'vidseq.splits.default_splitter': ('splits.html#default_splitter', 'vidseq/splits.py'),
                                'vidseq.splits.folder_splitter': ('splits.html#folder_splitter', 'vidseq/splits.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ClipBlock', 'NormalizeInPlace', 'VideoDataLoaders', 'get_action_dataloaders']
 
-# %% ../nbs/02_data.ipynb #c9fde266
+# %% ../nbs/02_data.ipynb #2fb88481
 import csv
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from .samplers import *
 from .show import *
 from .splits import *
 from .splits import _listy
-from .video import VideoError, get_videos
+from .video import VideoError
 
 # %% ../nbs/02_data.ipynb #52789f3a
 def ClipBlock(seq_len:int=16, # Frames in a clip
@@ -33,7 +33,7 @@ def ClipBlock(seq_len:int=16, # Frames in a clip
     "A `TransformBlock` for clips: from folders of frames or video files"
     return TransformBlock(type_tfms=ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls), batch_tfms=IntToFloatTensor, dl_type=ClipDL)
 
-# %% ../nbs/02_data.ipynb #d8bd85a0
+# %% ../nbs/02_data.ipynb #bc3afb4b
 def _check_there(paths):
     "Each is a file with something in it, or a folder with images"
     bad = [o for o in paths if not (_n_extracted(o) or _frame_names(o) if o.is_dir() else o.is_file() and o.stat().st_size)]
@@ -44,13 +44,14 @@ def _check_split(paths, splits):
     both = sorted({paths[i] for i in splits[0]} & {paths[i] for i in splits[1]})
     if both: raise ValueError(f'{_some(both)}: {len(both)} clips are in the training set and in the validation set. Give another splitter.')
 
-def _check_classes(labels, splits):
-    "Classes that cannot be learned are an error, classes that cannot be validated are named"
+def _check_classes(labels, splits, missing_ok):
+    "Classes that cannot be learned are an error, unless `missing_ok`, classes that cannot be validated are named"
     counts = Counter(l for o in labels for l in _listy(o))
     if len(counts) < 2 and not any(isinstance(o, (list,tuple,L)) for o in labels): raise ValueError(f'All {len(labels)} clips are of one class, {first(counts)!r}: a classifier needs two. Expected a folder for each class.')
     train,valid = [{l for i in split for l in _listy(labels[i])} for split in splits[:2]]
     lost = sorted(map(str, valid-train))
-    if lost: raise ValueError(f'No clip to train on for {_some(lost)}: all are in the validation set. Give another splitter, seed or group, or more clips.')
+    if lost and not missing_ok: raise ValueError(f'No clip to train on for {_some(lost)}: all are in the validation set. Give another splitter, seed or group, more clips, or missing_ok=True.')
+    if lost: print(f'No clip to train on for {_some(lost)}: {len(lost)} of {len(counts)} classes cannot be learned.')
     if valid and train-valid: print(f'No clip to validate for {_some(sorted(map(str, train-valid)))}.')
 
 def _y_block(labels, vocab):
@@ -59,7 +60,7 @@ def _y_block(labels, vocab):
     if any(isinstance(o, float) for o in numbers): return RegressionBlock(n_out=len(_listy(labels[0])))
     return (MultiCategoryBlock if any(isinstance(o, (list,tuple,L)) for o in labels) else CategoryBlock)(vocab=vocab)
 
-# %% ../nbs/02_data.ipynb #fb83dbd4
+# %% ../nbs/02_data.ipynb #b47a58f9
 class NormalizeInPlace(Normalize):
     "fastai's `Normalize`, in the memory of a batch that nobody else holds: new memory costs more than the arithmetic"
     def encodes(self, x:TensorImage): return x.sub_(self.mean).div_(self.std)
@@ -87,18 +88,20 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 y_block=None, # `CategoryBlock`, `MultiCategoryBlock`, `RegressionBlock`; default: by the labels
                 vocab:list=None, # The classes in order; default: all there are, sorted
                 img_cls=PILImage, # `PILImageBW` for gray frames
+                missing_ok:bool=False, # Part of a data set: there may be classes without clips to train on
                 cache:Path=None, # A folder: extract the frames of videos there first, at the size of their use, and load them from there, several times faster
                 **kwargs):
     "`DataLoaders` of `items`, with the `paths` and `labels` that `get_x` and `get_y` find in them"
     paths = L(paths)
     if not paths: raise ValueError(f'{path}: no clips in the list.')
     _check_there(paths)
+    if missing_ok: vocab = ifnone(vocab, sorted({l for o in labels for l in _listy(o)}))
     y_block = y_block or _y_block(labels, vocab)
     y_block = y_block() if callable(y_block) else y_block
     named = not any(isinstance(o, float) for l in labels for o in _listy(l))
     splits = ifnone(splitter, default_splitter(group, valid_pct, seed, dict(zip(paths, labels)).__getitem__ if named else None))(paths)
     _check_split(paths, splits)
-    if named: _check_classes(labels, splits)
+    if named: _check_classes(labels, splits, missing_ok)
     size = max(L(image_size)) if item_tfms is None else None # frames are read at the size of their use
     if cache is not None: get_x = Pipeline([o for o in (get_x, FrameCache.fill(cache, paths, size)) if o])
     dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls), y_block), get_x=get_x, get_y=get_y, splitter=lambda _: splits,
@@ -109,7 +112,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
 
 _hidden = ['cls','items','paths','labels','get_x','get_y']
 
-# %% ../nbs/02_data.ipynb #b4a7bf0e
+# %% ../nbs/02_data.ipynb #b39b1cae
 class VideoDataLoaders(DataLoaders):
     "Basic wrapper around several `DataLoader`s with factory methods for clips"
     @classmethod
@@ -171,12 +174,12 @@ class VideoDataLoaders(DataLoaders):
         return cls.from_df(pd.read_csv(Path(path)/csv_fname, header=header, delimiter=delimiter, quoting=quoting), path=path, **kwargs)
 
     @classmethod
-    @delegates(_from_items, but=[*_hidden, 'splitter', 'group', 'valid_pct'])
+    @delegates(_from_items, but=[*_hidden, 'splitter', 'group', 'valid_pct', 'seed'])
     def from_ucf101(cls, path=None, fold=1, lists=None, missing_ok=False, **kwargs):
         "UCF101, of videos or of folders of frames, in an official split, as `ucf101_splits`; without `path` it is downloaded"
-        path = Path(ifnone(path, ucf101()) if path is None else path)
+        path = ucf101() if path is None else Path(path)
         train,valid = ucf101_splits(path, fold, lists, missing_ok)
-        return cls.from_path_func(path, train+valid, parent_label, splitter=ListSplitter(valid, train), **kwargs)
+        return cls.from_path_func(path, train+valid, parent_label, splitter=ListSplitter(valid, train), missing_ok=missing_ok, **kwargs)
 
 def _column(df, col): return (df.iloc[:,col] if isinstance(col, int) else df[col]).tolist()
 

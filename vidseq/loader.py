@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['get_instances', 'get_clips', 'ClipDL', 'FrameCache']
 
-# %% ../nbs/01g_loader.ipynb #32ac4a00
+# %% ../nbs/01g_loader.ipynb #0c3d7391
 import os
 from pathlib import Path
 
 import torch
 from fastai.vision.all import L, TfmdDL, delegates, image_extensions
 
-from .clips import _frame_names
 from .extract import extract_videos, frames_folder
 from .splits import clip_paths
 from .video import VideoError, get_videos, video_extensions

@@ -30,7 +30,7 @@ def group_by(pattern:str # A regular expression to find in the file's name; its 
 
 ucf_group = group_by(r'^v_[A-Za-z0-9]+_(g[0-9]+)_c[0-9]+')
 
-# %% ../nbs/01e_splits.ipynb #ae09aa18
+# %% ../nbs/01e_splits.ipynb #bb285902
 def GroupSplitter(group=ucf_group, # Function from an item to its group, or a regular expression for `group_by`
                   valid_pct:float=0.2, # Share of the items for validation, about
                   seed:int=None, # Same seed and same items, same split
@@ -43,17 +43,14 @@ def GroupSplitter(group=ucf_group, # Function from an item to its group, or a re
         if (missing := first(o for o,g in zip(items,groups) if g is None)): raise ValueError(f'{missing}: its name shows no group. Give another `group`, or RandomSplitter() to split without.')
         order = sorted(set(groups), key=str)
         if len(order) < 2: raise ValueError(f'All {len(items)} clips belong to group {order[0]!r}: nothing to hold out. Give another `group`, or RandomSplitter() to split without.')
-        random.Random(seed).shuffle(order)
-        valid = _pick_groups(order, groups, labels, valid_pct)
+        valid = _pick_groups(order, groups, labels, valid_pct, random.Random(seed))
         return L(range(len(items))).filter(lambda i: groups[i] not in valid), L(range(len(items))).filter(lambda i: groups[i] in valid)
     return _inner
 
 def _listy(o): return o if isinstance(o, (list,tuple,L)) else [o]
 
-def _pick_groups(order, groups, labels, valid_pct):
-    "Groups for validation, taken in `order`: first until each class that can spare a group has one there, then up to the share wanted"
-    held,sizes = {g: Counter() for g in order},Counter(groups)
-    for g,l in zip(groups,labels): held[g].update(_listy(l))
+def _try_groups(order, held, sizes, wanted):
+    "Groups for validation, taken in `order`: first until each class that can spare a group has one there, then up to `wanted` clips; and the classes that have none there"
     left,valid = sum(held.values(), Counter()),set()
     missing = set(left)
     def take(g):
@@ -62,11 +59,25 @@ def _pick_groups(order, groups, labels, valid_pct):
         missing.difference_update(held[g])
     def spares(g): return all(left[l] > n for l,n in held[g].items()) # every class keeps a clip to train on
     def covers(g): return missing & held[g].keys()
-    def fits(g): return sum(sizes[o] for o in valid) + sizes[g]/2 <= valid_pct*len(labels)
-    for wanted in (lambda g: covers(g) and fits(g), covers, fits):
+    def fits(g): return sum(sizes[o] for o in valid) + sizes[g]/2 <= wanted
+    for good in (lambda g: covers(g) and fits(g), covers, fits):
         for g in order:
-            if g not in valid and wanted(g) and spares(g): take(g)
-    return valid or {order[0]}
+            if g not in valid and good(g) and spares(g): take(g)
+    return valid or {order[0]}, missing
+
+def _pick_groups(order, groups, labels, valid_pct, rng, n_tries=50):
+    "The best of some random orders: few classes left out, and about the share wanted. The first that leaves out none will do"
+    held,sizes,n_groups,best = {g: Counter() for g in order},Counter(groups),Counter(),None
+    for g,l in zip(groups,labels): held[g].update(_listy(l))
+    for counts in held.values(): n_groups.update(counts.keys())
+    for _ in range(n_tries):
+        rng.shuffle(order)
+        valid,missing = _try_groups(order, held, sizes, valid_pct*len(labels))
+        n_left_out = sum(n_groups[l] > 1 for l in missing) # a class of one group has nothing to spare
+        rank = n_left_out, abs(sum(sizes[g] for g in valid)-valid_pct*len(labels))
+        if best is None or rank < best[0]: best = rank,valid
+        if not n_left_out: break
+    return best[1]
 
 # %% ../nbs/01e_splits.ipynb #82945276
 def default_splitter(group=None, # Function or regular expression, as for `GroupSplitter`
