@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Frame', 'encodes', 'frame_files', 'load_frame', 'ImageTuple', 'same_draws', 'ImageTupleTfm']
 
-# %% ../nbs/01d_clips.ipynb #537d0e1a
+# %% ../nbs/01d_clips.ipynb #5e2883ee
 import base64, inspect, io, os, random, struct
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +20,51 @@ from torch.nn import functional as F
 
 from .files import _natural
 from .samplers import spread_frames
-from .video import VideoError, _short_side, extract_frames, read_images, video_info
+from .video import VideoError, _image, _read, _short_side, extract_frames, video_info
 
-# %% ../nbs/01d_clips.ipynb #fabfe7f3
+# %% ../nbs/01d_clips.ipynb #82bf8391
+def _scale(arr, wh):
+    "H,W,3 uint8 scaled as PIL's bilinear does it, give or take a bit, by torch in a third of the time"
+    w,h = wh
+    if arr.shape[:2] == (h,w): return arr
+    return F.interpolate(torch.from_numpy(np.ascontiguousarray(arr))[None].permute(0,3,1,2), (h,w), mode='bilinear', antialias=True).permute(0,2,3,1)[0].numpy()
+
 class Frame(PILImage):
-    "A `PILImage` that fastai crops and resizes without padding it by nothing, and turns into a tensor with one copy: the same pixels in a third of the time"
+    "A `PILImage` that is an array until PIL is needed"
+    _arr = None
+
+    @classmethod
+    def from_array(cls, arr # H,W,3 uint8
+                  ): # A frame that keeps it
+        res = cls(Image.Image())
+        res._mode,res._size,res._arr = 'RGB',arr.shape[1::-1],arr
+        return res
+
+    def load(self):
+        "Called by PIL before it looks at the pixels"
+        if self._arr is not None:
+            arr,self._arr = self._arr,None # from now on PIL may change it
+            self.im = Image.fromarray(np.ascontiguousarray(arr)).im
+        return super().load()
+
+    def __setattr__(self, name, value):
+        if name == '__class__': self.load() # what it becomes does not know of the array
+        super().__setattr__(name, value)
+
     def crop_pad(self, sz, tl=None, orig_sz=None, resize_mode=BILINEAR, resize_to=None, **kwargs):
+        "fastai's, but padded only where the crop sticks out"
         (w,h),(cw,ch) = self.size,(sz,sz) if isinstance(sz, int) else sz
         x,y = ((w-cw)//2,(h-ch)//2) if tl is None else tl
-        if x < 0 or y < 0 or x+cw > w or y+ch > h: return super().crop_pad(sz, tl, orig_sz=orig_sz, resize_mode=resize_mode, resize_to=resize_to, **kwargs)
-        res = self if (cw,ch) == (w,h) else self.crop((x, y, x+cw, y+ch))
-        return res if resize_to is None or res.size == tuple(resize_to) else res.resize(resize_to, resize_mode)
+        if self._arr is None or resize_mode != BILINEAR or x < 0 or y < 0 or x+cw > w or y+ch > h:
+            return super().crop_pad(sz, tl, orig_sz=orig_sz, resize_mode=resize_mode, resize_to=resize_to, **kwargs)
+        return self.from_array(_scale(self._arr[y:y+ch, x:x+cw], resize_to or (cw,ch)))
 
 @ToTensor
-def encodes(self, o:Frame): return torch.from_numpy(np.array(o)).permute(2,0,1).as_subclass(TensorImage)
+def encodes(self, o:Frame):
+    arr = np.array(o) if o._arr is None else o._arr
+    return torch.from_numpy(arr).permute(2,0,1).as_subclass(TensorImage)
 
-# %% ../nbs/01d_clips.ipynb #ef8c3cfe
+# %% ../nbs/01d_clips.ipynb #59cb7e40
 def _frame_names(folder):
     "The names of the images in `folder`, by number"
     names = (o for o in os.listdir(folder) if os.path.splitext(o)[1].lower() in image_extensions and o[0] != '.')
@@ -46,7 +75,7 @@ def frame_files(folder:Path # A folder of frames
     "The frames in a folder, and nothing else that lies there"
     return L(Path(folder)/o for o in _frame_names(folder))
 
-def _read(fname):
+def _bytes(fname):
     "The bytes of a file, without the layers of `open`, which take as long as a small jpg to decode"
     handle = os.open(fname, os.O_RDONLY|getattr(os, 'O_BINARY', 0))
     try: return os.read(handle, os.fstat(handle).st_size)
@@ -54,14 +83,14 @@ def _read(fname):
 
 def _decode_jpg(fname, size):
     "A jpg, decoded at a half, a quarter or an eighth if that leaves `size` pixels, and its own width and height"
-    data = _read(fname)
+    data = _bytes(fname)
     h,w,*_ = simplejpeg.decode_jpeg_header(data)
     part = next((k for k in (8,4,2) if size and min(h,w) >= k*size), 1) # other parts take libjpeg-turbo longer
     return simplejpeg.decode_jpeg(data, min_height=-(-h//part), min_width=-(-w//part)), (w,h)
 
 def _decode_any(fname):
     img = load_image(fname, 'RGB')
-    return np.asarray(img), img.size
+    return np.array(img), img.size
 
 def _decode(fname, size):
     "H,W,3 uint8, and the width and height of the image in the file"
@@ -69,15 +98,9 @@ def _decode(fname, size):
     try: return _decode_jpg(fname, size)
     except ValueError: return _decode_any(fname) # what libjpeg-turbo refuses, PIL may take: CMYK, stray bytes
 
-def _scale(arr, wh):
-    "PIL's bilinear scaling, as good as to the last bit; torch's takes a third of the time"
-    w,h = wh
-    if arr.shape[:2] == (h,w): return arr
-    return F.interpolate(torch.as_tensor(arr)[None].permute(0,3,1,2), (h,w), mode='bilinear', antialias=True).permute(0,2,3,1)[0].numpy()
-
 def _load_rgb(fname, size):
     arr,wh = _decode(fname, size)
-    return Frame(Image.fromarray(_scale(arr, _short_side(*wh, size)) if size and min(wh) > size else arr))
+    return Frame.from_array(_scale(arr, _short_side(*wh, size)) if size and min(wh) > size else arr)
 
 def _load_other(fname, size, img_cls):
     img = img_cls.create(fname)
@@ -93,7 +116,7 @@ def load_frame(fname:str|Path, # An image file
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as e: # what PIL raises
         raise VideoError(fname, f'not readable as an image ({e})', 'Extract the frames of this video again, or leave it out.') from e
 
-# %% ../nbs/01d_clips.ipynb #c60b317d
+# %% ../nbs/01d_clips.ipynb #24674f81
 class ImageTuple(fastuple):
     "A clip: a tuple of `seq_len` PILImages, or of image tensors (C,H,W; in a batch B,C,H,W)"
     @classmethod
@@ -147,6 +170,7 @@ def _frame(o):
     "A PIL image of whatever it is"
     if isinstance(o, (str,Path)): return load_frame(o)
     if isinstance(o, Tensor): o = o.permute(1,2,0).numpy()
+    if isinstance(o, np.ndarray) and o.dtype == np.uint8 and o.ndim == 3 and o.shape[2] == 3: return Frame.from_array(o)
     return o if isinstance(o, PILImage) else Frame.create(o)
 
 def _thumbs(clip, size):
@@ -206,7 +230,12 @@ def _n_extracted(folder):
     names = os.listdir(folder)
     return len(names) if set(names) == {f'{i}.jpg' for i in range(len(names))} else 0
 
-# %% ../nbs/01d_clips.ipynb #41456bf4
+# %% ../nbs/01d_clips.ipynb #b1145771
+@lru_cache(maxsize=100)
+def _taken(sampler):
+    "What can be told to `sampler`"
+    return [k for k in inspect.signature(sampler).parameters if k not in getattr(sampler, 'keywords', {})]
+
 class ImageTupleTfm(RandTransform):
     "A folder of frames, or a video file, to an `ImageTuple` of `seq_len` frames chosen by `sampler`"
     split_idx = None # for training and validation alike
@@ -221,10 +250,7 @@ class ImageTupleTfm(RandTransform):
                 ):
         super().__init__(p=1.)
         store_attr()
-        if n_views > 1 and 'n_views' not in self._taken: raise ValueError(f'{sampler}: a sampler without `view` and `n_views` gives one view, not {n_views}')
-
-    @property
-    def _taken(self): return [k for k in inspect.signature(self.sampler).parameters if k not in getattr(self.sampler, 'keywords', {})]
+        if n_views > 1 and 'n_views' not in _taken(sampler): raise ValueError(f'{sampler}: a sampler without `view` and `n_views` gives one view, not {n_views}')
 
     def before_call(self, b, split_idx): self.train = split_idx == 0
 
@@ -234,20 +260,20 @@ class ImageTupleTfm(RandTransform):
 
     def _from_folder(self, folder):
         n = _n_extracted(folder)
-        names = [f'{i}.jpg' for i in range(n)] or _frame_names(folder)
-        if not names: raise VideoError(folder, 'a folder without frames', 'Extract the frames again, or leave it out.')
-        return [load_frame(f'{folder}/{names[i]}', self.size, self.img_cls) for i in self._sample(folder, len(names), self.fps)]
+        names = None if n else _frame_names(folder)
+        if not (n or names): raise VideoError(folder, 'a folder without frames', 'Extract the frames again, or leave it out.')
+        return [load_frame(f'{folder}/{names[i] if names else f"{i}.jpg"}', self.size, self.img_cls) for i in self._sample(folder, n or len(names), self.fps)]
 
     def _from_video(self, path):
         info = _video_info(path)
         size = self.size and min(self.size, info.width, info.height)
-        return [self._as_img_cls(o) for o in read_images(path, self._sample(path, info.frames, info.fps), size)]
+        return [self._as_img_cls(o) for o in _read(path, self._sample(path, info.frames, info.fps), size)]
 
-    def _as_img_cls(self, img): return Frame(img) if self.img_cls is PILImage else self.img_cls(img.convert(self.img_cls._open_args['mode']))
+    def _as_img_cls(self, arr): return Frame.from_array(arr[...,:3]) if self.img_cls is PILImage else self.img_cls(_image(arr).convert(self.img_cls._open_args['mode']))
 
     def _sample(self, path, n_frames, fps):
         given = dict(fps=fps, view=self.view, n_views=self.n_views)
-        try: idxs = list(self.sampler(n_frames, self.seq_len, self.train, **{k:given[k] for k in self._taken if k in given}))
+        try: idxs = list(self.sampler(n_frames, self.seq_len, self.train, **{k:given[k] for k in _taken(self.sampler) if k in given}))
         except ValueError as e: raise ValueError(f'{path}: {e}') from e
         if len(idxs) != self.seq_len or not 0 <= min(idxs) <= max(idxs) < n_frames:
             raise ValueError(f'{path}: of {n_frames} frames, the sampler took {idxs}. It must give {self.seq_len} numbers from 0 to {n_frames-1}.')
