@@ -14,9 +14,10 @@ from harness import load_module, machine, measure, one_core, save, table
 one_core() # before anything counts the cores
 
 import torch
-from fastai.vision.all import CategoryBlock, DataBlock, IntToFloatTensor, Normalize, RandomSplitter, Resize, TransformBlock, imagenet_stats, parent_label
+from fastai.vision.all import (Categorize, CategoryBlock, DataBlock, Datasets, IntToFloatTensor, Normalize, PILImage, RandomSplitter, Resize, ToTensor, TransformBlock, imagenet_stats,
+                               parent_label)
 
-from vidseq.all import VideoDataLoaders, extract_videos, get_clips, get_videos, moving_shapes
+from vidseq.all import VideoDataLoaders, extract_videos, get_clips, get_videos, moving_shapes, spread_frames
 
 settings = dict(bs=8, seq_len=16, num_workers=0)
 
@@ -35,6 +36,15 @@ def in_memory(dls):
     dblock = DataBlock((TransformBlock(lambda o: known[o], batch_tfms=IntToFloatTensor), CategoryBlock), get_y=parent_label, splitter=lambda items: (range(len(items)), [0]),
                        item_tfms=Resize(dls.train.after_item[0].size), batch_tfms=Normalize.from_stats(*imagenet_stats))
     return dblock.dataloaders(list(known), bs=8, num_workers=0)
+
+
+def tutorial_videos(tutorial, videos, px):
+    "Clips of 16 spread frames as the tutorials' code would get them straight from the videos, with their transforms"
+    def clip(v):
+        frames = list(tutorial.extract_frames(v))
+        return tutorial.ImageTuple(PILImage(frames[i]) for i in spread_frames(len(frames), 16))
+    ds = Datasets(videos, tfms=[[clip], [parent_label, Categorize]], splits=(range(len(videos)), [0]))
+    return ds.dataloaders(bs=8, num_workers=0, after_item=[Resize(px), ToTensor], after_batch=[IntToFloatTensor, Normalize.from_stats(*imagenet_stats)])
 
 
 def stages(dls, px):
@@ -58,13 +68,14 @@ def compare(px, videos, folder, where, tutorial, rounds, n_clips):
     loaders = {'vidseq, the same jpgs': ours(where/'full'), f'vidseq, jpgs of {px} px': ours(at_size), 'vidseq, from the videos': ours(folder)}
     if tutorial: loaders = {'the tutorials\', full-size jpgs': tutorial.get_action_dataloaders(get_clips(where/'full'), image_size=px, **settings)} | loaders
     loaders['vidseq, decoded clips in memory'] = in_memory(loaders[f'vidseq, jpgs of {px} px'])
-    ways = {name: batches(dls.train, n_clips) for name,dls in loaders.items()}
     same = loaders['vidseq, from the videos'].train_ds.items
+    if tutorial: loaders['the tutorials\' extract_frames, 16 frames into batches'] = tutorial_videos(tutorial, same, px)
+    ways = {name: batches(dls.train, n_clips) for name,dls in loaders.items()}
     def decode_all():
         for v in same:
             for _ in tutorial.extract_frames(v): pass
         return len(same)
-    if tutorial: ways['the tutorials\' extract_frames, no batches'] = decode_all
+    if tutorial: ways['the tutorials\' extract_frames alone'] = decode_all
     times = measure(ways, rounds)
     left = '; '.join(f'{name}: {stages(loaders[name], px)}' for name in (f'vidseq, jpgs of {px} px', 'vidseq, the same jpgs'))
     return f'**{px} px.**\n\n{table(times, "clip")}\n\nms per clip in each step: {left}.'
