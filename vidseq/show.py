@@ -10,24 +10,25 @@ from fastai.vision.all import Interpretation, L, dispatch, get_grid, get_show_ba
 
 from .clips import ImageTuple
 
-# %% ../nbs/01f_show.ipynb #0a5c84f4
+# %% ../nbs/01f_show.ipynb #6f97b02c
 def _clip_grid(n, n_frames, nrows=None, ncols=None, figsize=None):
     "Axes for `n` strips of `n_frames` frames"
     ncols = ncols or (1 if n_frames > 5 else min(n, 2 if n_frames > 3 else 3))
     nrows = nrows or -(-n//ncols)
-    return get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize or (ncols*n_frames*1.4, nrows*1.75))
+    return get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize or (ncols*n_frames*1.4, nrows*1.9))
 
 @dispatch
 def show_batch(x:ImageTuple, y, samples, ctxs=None, max_n=9, n_frames=3, nrows=None, ncols=None, figsize=None, **kwargs):
     if ctxs is None: ctxs = _clip_grid(min(len(samples), max_n), n_frames, nrows, ncols, figsize)
     return get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, n=n_frames, **kwargs)
 
-# %% ../nbs/01f_show.ipynb #c1eecabf
+# %% ../nbs/01f_show.ipynb #03cec107
 def _title(ctx, truth, pred, more=''):
     "Names are right, in green, or wrong, in red; numbers are near or far"
-    if not isinstance(truth, (str,L)): return ctx.set_title(f'{truth}, predicted {pred}{more}')
+    if not isinstance(truth, (str,L)): return ctx.set_title(f'{truth}\npredicted {pred}{more}', fontsize=10)
     right = str(truth) == str(pred)
-    ctx.set_title(f'{truth}{"" if right else f", taken for {pred}"}{more}', color='green' if right else 'red')
+    wrong = '' if right else f'\ntaken for {pred}'
+    ctx.set_title(f'{truth}{wrong}{more}', color='green' if right else 'red', fontsize=10)
 
 @dispatch
 def show_results(x:ImageTuple, y, samples, outs, ctxs=None, max_n=9, n_frames=3, nrows=None, ncols=None, figsize=None, **kwargs):
@@ -37,7 +38,7 @@ def show_results(x:ImageTuple, y, samples, outs, ctxs=None, max_n=9, n_frames=3,
         _title(ctx, truth, pred)
     return ctxs
 
-# %% ../nbs/01f_show.ipynb #cef15ee6
+# %% ../nbs/01f_show.ipynb #55e83333
 _getitem = Interpretation.__getitem__
 
 @patch
@@ -51,5 +52,5 @@ def plot_top_losses(x:ImageTuple, y, samples, outs, raws, losses, n_frames=3, nr
     ctxs = _clip_grid(len(samples), n_frames, nrows, ncols, figsize)
     for (clip,truth),(pred,*_),raw,loss,ctx in zip(samples, outs, raws, losses, ctxs):
         clip.show(ctx=ctx, n=n_frames, **kwargs)
-        _title(ctx, truth, pred, f' (loss {loss.item():.2f}, {raw.max().item():.0%})' if isinstance(truth, (str,L)) else f' (loss {loss.item():.2f})')
+        _title(ctx, truth, pred, f'\nloss {loss.item():.2f}' + (f', {raw.max().item():.0%}' if isinstance(truth, (str,L)) else ''))
     return ctxs
