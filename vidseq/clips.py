@@ -22,7 +22,7 @@ from .files import _natural
 from .samplers import spread_frames
 from .video import VideoError, _image, _read, _short_side, extract_frames, video_info
 
-# %% ../nbs/01d_clips.ipynb #82bf8391
+# %% ../nbs/01d_clips.ipynb #85b1f557
 def _scale(arr, wh):
     "H,W,3 uint8 scaled as PIL's bilinear does it, give or take a bit, by torch in a third of the time"
     w,h = wh
@@ -36,8 +36,8 @@ class Frame(PILImage):
     @classmethod
     def from_array(cls, arr # H,W,3 uint8
                   ): # A frame that keeps it
-        res = cls(Image.Image())
-        res._mode,res._size,res._arr = 'RGB',arr.shape[1::-1],arr
+        res = cls(Image.new('RGB', (0,0)))
+        res._size,res._arr = arr.shape[1::-1],arr
         return res
 
     def load(self):
