@@ -230,7 +230,7 @@ def _n_extracted(folder):
     names = os.listdir(folder)
     return len(names) if set(names) == {f'{i}.jpg' for i in range(len(names))} else 0
 
-# %% ../nbs/01d_clips.ipynb #b1145771
+# %% ../nbs/01d_clips.ipynb #f2fc7f31
 @lru_cache(maxsize=100)
 def _taken(sampler):
     "What can be told to `sampler`"
@@ -239,6 +239,7 @@ def _taken(sampler):
 class ImageTupleTfm(RandTransform):
     "A folder of frames, or a video file, to an `ImageTuple` of `seq_len` frames chosen by `sampler`"
     split_idx = None # for training and validation alike
+    input_types = Path,str # what fastai takes for the item of a test set, whatever the items of the training set are
     def __init__(self,
                  seq_len:int=20, # Frames in a clip
                  sampler=spread_frames, # Which: see `vidseq.samplers`

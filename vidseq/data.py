@@ -112,7 +112,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
 
 _hidden = ['cls','items','paths','labels','get_x','get_y']
 
-# %% ../nbs/02_data.ipynb #b39b1cae
+# %% ../nbs/02_data.ipynb #469151d6
 class VideoDataLoaders(DataLoaders):
     "Basic wrapper around several `DataLoader`s with factory methods for clips"
     @classmethod
@@ -153,7 +153,7 @@ class VideoDataLoaders(DataLoaders):
         if len(fnames) != len(labels): raise ValueError(f'{len(fnames)} clips, but {len(labels)} labels.')
         paths = L(Path(path)/o for o in fnames)
         labels = [list(o) if isinstance(o, (tuple,L)) else o for o in labels] # fastai would take a tuple apart
-        return _from_items(cls, L(zip(paths, labels)), paths, labels, ItemGetter(0), ItemGetter(1), path=path, **kwargs)
+        return _from_items(cls, L(list(o) for o in zip(paths, labels)), paths, labels, ItemGetter(0), ItemGetter(1), path=path, **kwargs)
 
     @classmethod
     @delegates(_from_items, but=_hidden)

@@ -8,7 +8,7 @@ __all__ = ['first_frames', 'spread_frames', 'window_frames']
 # %% ../nbs/01c_samplers.ipynb #af702fa0
 import random
 
-# %% ../nbs/01c_samplers.ipynb #6090902e
+# %% ../nbs/01c_samplers.ipynb #ff3f8b11
 def _check(n_frames, seq_len, view, n_views):
     if n_frames < 1 or seq_len < 1: raise ValueError(f'a clip of {seq_len} frames from a video of {n_frames}: there must be at least one of each')
     if not 0 <= view < n_views: raise ValueError(f'view {view} of {n_views}: the first is 0, the last {n_views-1}')
@@ -22,8 +22,10 @@ def _step(n_frames, seq_len, train, step, seconds, fps):
 
 def _pair(o): return o if isinstance(o, (tuple,list)) else (o,o)
 
+_parts = 2**20 # of a frame: fine enough, and sums of them are exact
+
 def _from(start, step, n_frames, seq_len):
-    return [min(int(start+i*step+1e-6), n_frames-1) for i in range(seq_len)] # 1e-6: thirds add up to wholes
+    return [min(int(start+i*step + .5/_parts), n_frames-1) for i in range(seq_len)] # so that thirds add up to wholes
 
 # %% ../nbs/01c_samplers.ipynb #e6c38a08
 def first_frames(n_frames:int, # Frames in the video
@@ -54,7 +56,7 @@ def spread_frames(n_frames:int, # Frames in the video
     def at(a, n): return a + (random.randrange(n) if train else ((2*view+1)*n-1)//(2*n_views))
     return [at(a, b-a) if b > a else a for a,b in zip(edges, edges[1:])]
 
-# %% ../nbs/01c_samplers.ipynb #985a3f78
+# %% ../nbs/01c_samplers.ipynb #d52cd840
 def window_frames(n_frames:int, # Frames in the video
                   seq_len:int, # Frames in a clip
                   train:bool=False, # Place the window at random
@@ -68,6 +70,6 @@ def window_frames(n_frames:int, # Frames in the video
     _check(n_frames, seq_len, view, n_views)
     step = _step(n_frames, seq_len, train, step, seconds, fps)
     room = n_frames-(seq_len-1)*step
-    if train: start = random.uniform(0, room)
+    if train: start = random.randrange(int(room*_parts))/_parts
     else: start = max(room-1, 0)*(view/(n_views-1) if n_views > 1 else 1/2)
     return _from(start, step, n_frames, seq_len)

@@ -175,7 +175,7 @@ def read_frames(path:str|Path, # A video file
     "The frames `idxs` of a video: equal to decoding everything and indexing. Should the size change on the way, all have the first frame's"
     return np.stack([np.asarray(_image(o)) for o in _read(path, idxs, size, max_pixels)]) # by way of PIL: NumPy takes five times longer to leave out the fourth channel
 
-# %% ../nbs/00_video.ipynb #b57b6907
+# %% ../nbs/00_video.ipynb #84fbc6c5
 def _is_shown(packet, codec):
     "Whether `packet` becomes a frame; in VP8, the fifth bit says so ([RFC 6386](https://www.rfc-editor.org/rfc/rfc6386), 9.1)"
     return bool(packet.size and not packet.is_discard and not packet.is_corrupt and (codec != 'vp8' or bytes(packet)[0] & 16))
@@ -197,7 +197,7 @@ def _scan(path, max_pixels):
                 if _is_shown(packet, codec): pts.append(packet.pts)
                 if shown is None: shown = first(packet.decode())
         except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({_reason(e)})') from e
-        if shown is None: raise VideoError(path, 'no frame could be decoded')
+        if shown is None or not pts: raise VideoError(path, 'no frame could be decoded' if shown is None else 'no frame is whole')
         return dict(declared=stream.frames, codec=codec), stream.average_rate or stream.guessed_rate, stream.time_base, pts, shown
 
 def video_info(path:str|Path, # A video file
