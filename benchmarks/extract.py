@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vidseq.data import get_videos
 from vidseq.extract import avi2frames, frames_folder
 from vidseq.shapes import moving_shapes
-from vidseq.video import read_frames, video_info
+from vidseq.video import get_videos, read_frames, video_info
 
 
 def each(f, videos, n_frames):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ClipBlock', 'NormalizeInPlace', 'VideoDataLoaders', 'get_action_dataloaders']
 
-# %% ../nbs/02_data.ipynb #2fb88481
+# %% ../nbs/02_data.ipynb #dff0f7f5
 import csv
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from .samplers import *
 from .show import *
 from .splits import *
 from .splits import _listy
-from .video import VideoError
+from .video import *
 
 # %% ../nbs/02_data.ipynb #52789f3a
 def ClipBlock(seq_len:int=16, # Frames in a clip
