@@ -6,6 +6,7 @@ from vidseq.extract import *
 from vidseq.external import *
 from vidseq.shapes import *
 from vidseq.samplers import *
+from vidseq.frames import *
 from vidseq.clips import *
 from vidseq.splits import *
 from vidseq.show import *

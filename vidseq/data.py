@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ClipBlock', 'NormalizeInPlace', 'VideoDataLoaders', 'get_action_dataloaders']
 
-# %% ../nbs/02_data.ipynb #dff0f7f5
+# %% ../nbs/02_data.ipynb #0c8b3d01
 import csv
 from collections import Counter
 from pathlib import Path
@@ -13,8 +13,10 @@ from pathlib import Path
 from fastai.vision.all import *
 
 from .clips import *
-from .clips import _frame_names, _n_extracted
+from .clips import _n_extracted
 from .external import ucf101, ucf101_splits
+from .frames import *
+from .frames import _frame_names
 from .loader import *
 from .loader import _some
 from .samplers import *
@@ -60,7 +62,7 @@ def _y_block(labels, vocab):
     if any(isinstance(o, float) for o in numbers): return RegressionBlock(n_out=len(_listy(labels[0])))
     return (MultiCategoryBlock if any(isinstance(o, (list,tuple,L)) for o in labels) else CategoryBlock)(vocab=vocab)
 
-# %% ../nbs/02_data.ipynb #b47a58f9
+# %% ../nbs/02_data.ipynb #4260a215
 class NormalizeInPlace(Normalize):
     "fastai's `Normalize`, in the memory of a batch that nobody else holds: new memory costs more than the arithmetic"
     def encodes(self, x:TensorImage): return x.sub_(self.mean).div_(self.std)
@@ -98,7 +100,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     if missing_ok: vocab = ifnone(vocab, sorted({l for o in labels for l in _listy(o)}))
     y_block = y_block or _y_block(labels, vocab)
     y_block = y_block() if callable(y_block) else y_block
-    named = not any(isinstance(o, float) for l in labels for o in _listy(l))
+    named = any(isinstance(o, Categorize) for o in L(y_block.type_tfms))
     splits = ifnone(splitter, default_splitter(group, valid_pct, seed, dict(zip(paths, labels)).__getitem__ if named else None))(paths)
     _check_split(paths, splits)
     if named: _check_classes(labels, splits, missing_ok)

@@ -31,6 +31,16 @@ def ls_sorted(self:Path):
     "ls but sorts files by name numerically"
     return L(f for f in self.iterdir() if not f.name.startswith('.') and f.name.lower() not in _litter).sorted(key=lambda f: _natural(f.name))
 
+# %% ../nbs/00_files.ipynb #e3717ac8
+def _walk(path):
+    "`os.walk` that leaves out hidden folders, and follows links, but not in circles"
+    walked = set()
+    for folder,subs,names in os.walk(path, followlinks=True):
+        walked.add(os.path.realpath(folder))
+        links = {o for o in subs if os.path.islink(os.path.join(folder, o))}
+        subs[:] = [o for o in subs if not o.startswith('.') and not (o in links and os.path.realpath(os.path.join(folder, o)) in walked)] # else a link to a folder above has no end
+        yield folder, subs, names
+
 # %% ../nbs/00_files.ipynb #a3cc7276
 _day = 24*60*60
 

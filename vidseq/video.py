@@ -6,7 +6,7 @@
 __all__ = ['video_extensions', 'VideoError', 'write_video', 'get_videos', 'open_video', 'extract_frames', 'read_frames',
            'video_info', 'decode_video']
 
-# %% ../nbs/00_video.ipynb #15ae73b7
+# %% ../nbs/00_video.ipynb #79578288
 import math, os
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -19,7 +19,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from fastcore.all import AttrDict, L, first, store_attr
 from PIL import Image
 
-from .files import new_file
+from .files import _walk, new_file
 
 # %% ../nbs/00_video.ipynb #bd360e25
 class VideoError(ValueError):
@@ -50,18 +50,13 @@ def write_video(path:str|Path, # Where to; the ending says the container (.avi, 
         container.mux(stream.encode())
     return path
 
-# %% ../nbs/00_video.ipynb #530b176c
+# %% ../nbs/00_video.ipynb #449d9c2a
 video_extensions = set('.avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .wmv .flv .3gp .ogv .ts .mts .h264 .gif'.split())
 
 def get_videos(path:Path # A folder with videos at any depth
               )->L: # Their paths, sorted
     "All video files under `path`, by their extension. Hidden files and folders are left out, links to folders followed"
-    found,walked = [],set()
-    for folder,subs,names in os.walk(path, followlinks=True):
-        walked.add(os.path.realpath(folder))
-        links = {o for o in subs if os.path.islink(os.path.join(folder, o))}
-        subs[:] = [o for o in subs if not o.startswith('.') and not (o in links and os.path.realpath(os.path.join(folder, o)) in walked)] # else a link to a folder above has no end
-        found += [Path(folder)/o for o in names if not o.startswith('.') and os.path.splitext(o)[1].lower() in video_extensions]
+    found = [Path(folder)/o for folder,_,names in _walk(path) for o in names if not o.startswith('.') and os.path.splitext(o)[1].lower() in video_extensions]
     return L(found).sorted(key=lambda o: o.parts)
 
 # %% ../nbs/00_video.ipynb #a8669c8f
