@@ -30,7 +30,7 @@ def group_by(pattern:str # A regular expression to find in the file's name; its 
 
 ucf_group = group_by(r'^v_[A-Za-z0-9]+_(g[0-9]+)_c[0-9]+')
 
-# %% ../nbs/01f_splits.ipynb #bb285902
+# %% ../nbs/01f_splits.ipynb #f399e1cc
 def GroupSplitter(group=ucf_group, # Function from an item to its group, or a regular expression for `group_by`
                   valid_pct:float=0.2, # Share of the items for validation, about
                   seed:int=None, # Same seed and same items, same split
@@ -51,15 +51,18 @@ def _listy(o): return o if isinstance(o, (list,tuple,L)) else [o]
 
 def _try_groups(order, held, sizes, wanted):
     "Groups for validation, taken in `order`: first until each class that can spare a group has one there, then up to `wanted` clips; and the classes that have none there"
-    left,valid = sum(held.values(), Counter()),set()
+    left,valid,n = Counter(),set(),0
+    for counts in held.values(): left.update(counts)
     missing = set(left)
     def take(g):
+        nonlocal n
+        n += sizes[g]
         valid.add(g)
         left.subtract(held[g])
         missing.difference_update(held[g])
     def spares(g): return all(left[l] > n for l,n in held[g].items()) # every class keeps a clip to train on
     def covers(g): return missing & held[g].keys()
-    def fits(g): return sum(sizes[o] for o in valid) + sizes[g]/2 <= wanted
+    def fits(g): return n + sizes[g]/2 <= wanted
     for good in (lambda g: covers(g) and fits(g), covers, fits):
         for g in order:
             if g not in valid and good(g) and spares(g): take(g)
@@ -94,7 +97,7 @@ def default_splitter(group=None, # Function or regular expression, as for `Group
         return train,valid
     return _inner
 
-# %% ../nbs/01f_splits.ipynb #4fd3a913
+# %% ../nbs/01f_splits.ipynb #bb9744a1
 def _parts(o):
     "The folders and the name in a path or a name; the ending of a video is none of it, for it may have become a folder of frames"
     o = Path(o)
@@ -122,8 +125,9 @@ def ListSplitter(valid, # The clips for validation: paths or names (`Archery/v_A
     "Split by lists of names; of two lists, clips on neither are left out"
     def _inner(items):
         vs = _find(_names(valid), items, missing_ok)
-        ts = [i for i in range(len(items)) if i not in set(vs)] if train is None else _find(_names(train), items, missing_ok)
-        both = sorted(set(ts) & set(vs))
+        held = set(vs)
+        ts = [i for i in range(len(items)) if i not in held] if train is None else _find(_names(train), items, missing_ok)
+        both = sorted(held & set(ts))
         if both: raise ValueError(f'{len(both)} clips are on both lists: {items[both[0]]}, …')
         return L(ts), L(vs)
     return _inner
@@ -133,13 +137,13 @@ def folder_splitter(path, train='train', valid='valid'):
     "`GrandparentSplitter` where `path` has a `train` and a `valid` folder, else None"
     return GrandparentSplitter(train, valid) if (Path(path)/train).is_dir() and (Path(path)/valid).is_dir() else None
 
-# %% ../nbs/01f_splits.ipynb #03a62727
+# %% ../nbs/01f_splits.ipynb #6667067b
 def clip_paths(ds # A dataset of clips: `dls.train_ds`, `dls.valid_ds`
               )->L: # A path for each
     "Where the clips of a dataset come from, whatever its items are: paths, rows of a table, …"
     fs = ds.tls[0].tfms.fs
     getters = fs[:next(i for i,f in enumerate(fs) if isinstance(f, ImageTupleTfm))]
-    items = ds.items.itertuples(index=False) if hasattr(ds.items, 'itertuples') else ds.items
+    items = (o for _,o in ds.items.iterrows()) if hasattr(ds.items, 'iterrows') else ds.items
     def path(o):
         for f in getters: o = f(o)
         return Path(o)
