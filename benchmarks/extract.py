@@ -2,7 +2,6 @@
 
 One core for each, in one run, the rounds interleaved. What is not installed is left out.
 """
-import argparse
 import importlib.util
 import os
 import shutil
@@ -10,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from harness import load_module, machine, measure, one_core, save, table
+from harness import arguments, load_module, machine, measure, one_core, report, table
 
 one_core() # before anything counts the cores
 
@@ -103,12 +102,8 @@ def reading(videos, rounds, size=112):
 
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('dir', type=Path, nargs='?', help='class folders of videos (default: drawn shapes)')
-    p.add_argument('--baseline', type=Path, help='a Python file with the tutorials\' own avi2frames')
-    p.add_argument('--rounds', type=int, default=5)
+    p = arguments(__doc__, 'avi2frames')
     p.add_argument('--every', type=int, default=1, help='only every so many videos')
-    p.add_argument('--save', action='store_true', help='put the tables into README.md')
     args = p.parse_args()
     torch.set_num_threads(1)
     videos = get_videos(args.dir or moving_shapes())[::args.every]
@@ -116,4 +111,4 @@ if __name__ == '__main__':
         tables = [machine('av', 'pillow', 'decord', 'torchcodec'),
                   '**Extraction.** '+extraction(videos, args.baseline and load_module(args.baseline), Path(tmp), args.rounds),
                   '**16 spread frames at 112 pixels.** '+reading(videos, args.rounds)]
-    (lambda text: save('extract', text) if args.save else print(text))('\n\n'.join(tables))
+    report('extract', tables, args.save)

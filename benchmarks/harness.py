@@ -1,4 +1,5 @@
 "Candidates measured side by side: interleaved rounds, CPU and wall time, medians of the ratios within a round."
+import argparse
 import importlib.util
 import os
 import platform
@@ -67,9 +68,21 @@ def machine(*packages):
     return ', '.join([found[1] if found else platform.processor() or platform.machine(), f'{os.cpu_count()} cores', platform.system(), f'Python {platform.python_version()}', *map(named, packages)])
 
 
-def save(section, text):
-    "Print `text`, and put it between the marks of `section` in README.md"
+def arguments(doc, baseline):
+    "The arguments that comparisons of videos share; `baseline` is what it takes from the tutorials' code"
+    p = argparse.ArgumentParser(description=doc)
+    p.add_argument('dir', type=Path, nargs='?', help='class folders of videos (default: drawn shapes)')
+    p.add_argument('--baseline', type=Path, help=f'a Python file with the tutorials\' own {baseline}')
+    p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--save', action='store_true', help='put the tables into README.md')
+    return p
+
+
+def report(section, tables, keep=True):
+    "Print `tables`, and if `keep` put them between the marks of `section` in README.md"
+    text = '\n\n'.join(tables)
     print(text)
+    if not keep: return
     readme = Path(__file__).with_name('README.md')
     old = readme.read_text(encoding='utf-8')
     start,end = f'<!-- {section} -->\n',f'<!-- end {section} -->'

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from statistics import median
 
-from harness import machine, save
+from harness import machine, report
 
 code = '''
 import time, warnings; warnings.simplefilter('ignore'); start = time.perf_counter()
@@ -26,4 +26,4 @@ if __name__ == '__main__':
     fastai,vidseq = seconds()
     rows = [f'| {name} | {secs:.2f} | {secs/fastai:.3f} |' for name,secs in (('fastai.vision.all', fastai), ('vidseq.all, after it', vidseq))]
     text = '\n'.join([machine('fastai', 'torch'), '', '| import | seconds | ratio |', '|---|---|---|', *rows])
-    (lambda text: save('imports', text) if args.save else print(text))(text)
+    report('imports', [text], args.save)

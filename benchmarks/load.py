@@ -2,14 +2,13 @@
 
 One core for all, in one run, the rounds interleaved, everything in the page cache.
 """
-import argparse
 import os
 import tempfile
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
-from harness import load_module, machine, measure, one_core, save, table
+from harness import arguments, load_module, machine, measure, one_core, report, table
 
 one_core() # before anything counts the cores
 
@@ -82,12 +81,8 @@ def compare(px, videos, folder, where, tutorial, rounds, n_clips):
 
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('dir', type=Path, nargs='?', help='class folders of videos (default: drawn shapes)')
-    p.add_argument('--baseline', type=Path, help='a Python file with the tutorials\' own get_action_dataloaders and extract_frames')
-    p.add_argument('--rounds', type=int, default=5)
+    p = arguments(__doc__, 'get_action_dataloaders and extract_frames')
     p.add_argument('--clips', type=int, default=72, help='clips in a round')
-    p.add_argument('--save', action='store_true', help='put the tables into README.md')
     args = p.parse_args()
     torch.set_num_threads(1)
     folder = args.dir or moving_shapes()
@@ -96,4 +91,4 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory(dir='/dev/shm' if os.path.isdir('/dev/shm') else None) as tmp:
         extract_videos(videos, Path(tmp)/'full', root=folder, n_workers=0)
         tables = [machine('torch', 'fastai', 'av', 'pillow'), *(compare(px, videos, folder, Path(tmp), tutorial, args.rounds, args.clips) for px in (64, 112))]
-    (lambda text: save('load', text) if args.save else print(text))('\n\n'.join(tables))
+    report('load', tables, args.save)
