@@ -30,7 +30,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidseq.augment.FrameDropout._times': ('augment.html#framedropout._times', 'vidseq/augment.py'),
                                 'vidseq.augment.OncePerClip': ('augment.html#onceperclip', 'vidseq/augment.py'),
                                 'vidseq.augment.OncePerClip.__init__': ('augment.html#onceperclip.__init__', 'vidseq/augment.py'),
-                                'vidseq.augment.OncePerClip._do_call': ('augment.html#onceperclip._do_call', 'vidseq/augment.py'),
                                 'vidseq.augment.OncePerClip.encodes': ('augment.html#onceperclip.encodes', 'vidseq/augment.py'),
                                 'vidseq.augment.ReverseClip': ('augment.html#reverseclip', 'vidseq/augment.py'),
                                 'vidseq.augment.ReverseClip.__init__': ('augment.html#reverseclip.__init__', 'vidseq/augment.py'),

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['OncePerClip', 'ReverseClip', 'SpeedJitter', 'FrameDropout']
 
-# %% ../nbs/02b_augment.ipynb #8d70308a
+# %% ../nbs/02b_augment.ipynb #c80a20bc
 import random
 
-from fastai.vision.all import Image, RandTransform, TensorImage
+from fastai.vision.all import Image, RandomErasing, RandTransform, TensorImage
 
-from .clips import ImageTuple, same_draws
+from .clips import ImageTuple
 
-# %% ../nbs/02b_augment.ipynb #84448a7e
+# %% ../nbs/02b_augment.ipynb #4ad2bf0f
 class OncePerClip(RandTransform):
     "Any function of an image that draws at random, drawing once for all frames of a clip"
     def __init__(self, f, # Function of a PIL image or of a tensor: torchvision's `v2.RandAugment()`, …
@@ -22,9 +22,7 @@ class OncePerClip(RandTransform):
         super().__init__(p=p, order=order)
         self.f = f
     def encodes(self, x:Image.Image|TensorImage): return self.f(x)
-    def _do_call(self, nm, x, *args, **kwargs):
-        each = lambda o: RandTransform._do_call(self, nm, o, *args, **kwargs)
-        return same_draws(each, x) if isinstance(x, ImageTuple) else each(x)
+    _do_call = RandomErasing._do_call # the one that `vidseq.clips` gave it: the same draws for all frames
 
 # %% ../nbs/02b_augment.ipynb #8ed55fa5
 class _TimeTransform(RandTransform):

@@ -62,7 +62,7 @@ def _y_block(labels, vocab):
     if any(isinstance(o, float) for o in numbers): return RegressionBlock(n_out=len(_listy(labels[0])))
     return (MultiCategoryBlock if any(isinstance(o, (list,tuple,L)) for o in labels) else CategoryBlock)(vocab=vocab)
 
-# %% ../nbs/02_data.ipynb #4260a215
+# %% ../nbs/02_data.ipynb #14d303c2
 class NormalizeInPlace(Normalize):
     "fastai's `Normalize`, in the memory of a batch that nobody else holds: new memory costs more than the arithmetic"
     def encodes(self, x:TensorImage): return x.sub_(self.mean).div_(self.std)
@@ -83,7 +83,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 seq_len:int=16, # Frames in a clip
                 image_size:int|tuple=112, # Pixels of a side, or (height, width); cropped to the middle, in training anywhere
                 sampler=spread_frames, # Which frames
-                fps:float=None, # Frames per second of folders of frames, for samplers that go by seconds
+                fps:float=None, # Frames per second of folders of frames, and of what is in a `cache`, for samplers that go by seconds; video files have their own
                 item_tfms=None, # Instead of `Resize(image_size)`
                 batch_tfms=None, # `aug_transforms()` and the like
                 normalize:bool=True, # With ImageNet's statistics, unless `batch_tfms` holds a `Normalize`
