@@ -19,7 +19,7 @@ from .frames import Frame, _frame_names, frame_files, load_frame
 from .samplers import spread_frames
 from .video import VideoError, _image, _read, extract_frames, video_info
 
-# %% ../nbs/01e_clips.ipynb #24674f81
+# %% ../nbs/01e_clips.ipynb #f288f83d
 class ImageTuple(fastuple):
     "A clip: a tuple of `seq_len` PILImages, or of image tensors (C,H,W; in a batch B,C,H,W)"
     @classmethod
@@ -58,15 +58,14 @@ class ImageTuple(fastuple):
 
     def to_gif(self, fname, fps=8, size=None):
         "Save as an animated GIF, each frame `1/fps` seconds, the short side scaled to `size`; returns `fname`"
-        frames = _thumbs(self, size)
-        frames[0].save(fname, format='GIF', save_all=True, append_images=frames[1:], duration=round(1000/fps), loop=0)
+        _animate(self, fname, 'gif', fps, size)
         return fname
 
     def _repr_html_(self, fps=8, size=112, max_frames=32):
         "In a notebook: the clip, moving"
         if not len(self) or isinstance(self[0], Tensor) and self[0].ndim != 3: return None # a batch is shown by `dls.show_batch`
-        frames,buf,kind = _thumbs(self[::-(-len(self)//max_frames)], size),io.BytesIO(),'webp' if features.check('webp') else 'gif'
-        frames[0].save(buf, format=kind, save_all=True, append_images=frames[1:], duration=round(1000/fps), loop=0)
+        buf,kind = io.BytesIO(),'webp' if features.check('webp') else 'gif'
+        _animate(self[::-(-len(self)//max_frames)], buf, kind, fps, size)
         return f'<figure style="margin:0"><img src="data:image/{kind};base64,{base64.b64encode(buf.getvalue()).decode()}"><figcaption>{len(self)} frames of {"x".join(map(str, to_image(self[0]).size))}</figcaption></figure>'
 
 def _frame(o):
@@ -83,6 +82,10 @@ def _thumbs(clip, size):
         if low < 0 or high > 1: clip = [(o-low)/(high-low) for o in clip]
     imgs = [to_image(o) for o in clip]
     return [f.resize([max(round(s*size/min(f.size)), 1) for s in f.size], BILINEAR) for f in imgs] if size else imgs
+
+def _animate(clip, to, kind, fps, size):
+    first,*others = _thumbs(clip, size)
+    first.save(to, format=kind, save_all=True, append_images=others, duration=round(1000/fps), loop=0)
 
 def _chw(img): return img if isinstance(img, Tensor) else image2tensor(img)
 

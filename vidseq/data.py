@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ClipBlock', 'NormalizeInPlace', 'VideoDataLoaders', 'get_action_dataloaders']
 
-# %% ../nbs/02_data.ipynb #0c8b3d01
+# %% ../nbs/02_data.ipynb #fd379bd8
 import csv
 from collections import Counter
 from pathlib import Path
@@ -15,10 +15,10 @@ from fastai.vision.all import *
 from .clips import *
 from .clips import _n_extracted
 from .external import ucf101, ucf101_splits
+from .files import _some
 from .frames import *
 from .frames import _frame_names
 from .loader import *
-from .loader import _some
 from .samplers import *
 from .show import *
 from .splits import *

@@ -31,7 +31,11 @@ def ls_sorted(self:Path):
     "ls but sorts files by name numerically"
     return L(f for f in self.iterdir() if not f.name.startswith('.') and f.name.lower() not in _litter).sorted(key=lambda f: _natural(f.name))
 
-# %% ../nbs/00_files.ipynb #e3717ac8
+# %% ../nbs/00_files.ipynb #e9ab1379
+def _some(items):
+    "The first of `items`, for a message"
+    return f'{", ".join(map(str, items[:3]))}{", …" if len(items) > 3 else ""}'
+
 def _walk(path):
     "`os.walk` that leaves out hidden folders, and follows links, but not in circles"
     walked = set()

@@ -64,11 +64,12 @@ def encodes(self, o:Frame):
     arr = np.array(o) if o._arr is None else o._arr
     return torch.from_numpy(arr).permute(2,0,1).as_subclass(TensorImage)
 
-# %% ../nbs/01d_frames.ipynb #b6ba3b02
+# %% ../nbs/01d_frames.ipynb #181ba2ea
+def _is_image(name): return os.path.splitext(name)[1].lower() in image_extensions and name[0] != '.'
+
 def _frame_names(folder):
     "The names of the images in `folder`, by number"
-    names = (o for o in os.listdir(folder) if os.path.splitext(o)[1].lower() in image_extensions and o[0] != '.')
-    return sorted(names, key=_natural)
+    return sorted(filter(_is_image, os.listdir(folder)), key=_natural)
 
 def frame_files(folder:Path # A folder of frames
                )->L: # Its images, by number
@@ -98,13 +99,17 @@ def _decode(fname, size):
     try: return _decode_jpg(fname, size)
     except ValueError: return _decode_any(fname) # what libjpeg-turbo refuses, PIL may take: CMYK, stray bytes
 
+def _read_size(wh, size):
+    "Width and height to read frames of `wh` at: never larger than they are"
+    return _short_side(*wh, size) if size and min(wh) > size else wh
+
 def _load_rgb(fname, size):
     arr,wh = _decode(fname, size)
-    return Frame.from_array(_scale(arr, _short_side(*wh, size)) if size and min(wh) > size else arr)
+    return Frame.from_array(_scale(arr, _read_size(wh, size)))
 
 def _load_other(fname, size, img_cls):
     img = img_cls.create(fname)
-    return img_cls(img.resize(_short_side(*img.size, size), BILINEAR)) if size and min(img.size) > size else img
+    return img_cls(img.resize(_read_size(img.size, size), BILINEAR))
 
 def load_frame(fname:str|Path, # An image file
                size:int=None, # Scale the short side down to so many pixels

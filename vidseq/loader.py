@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['get_instances', 'get_clips', 'ClipDL', 'FrameCache']
 
-# %% ../nbs/01h_loader.ipynb #6a05196b
+# %% ../nbs/01h_loader.ipynb #b8ae1b08
 import os
 from pathlib import Path
 
 import torch
-from fastai.vision.all import L, TfmdDL, delegates, image_extensions
+from fastai.vision.all import L, TfmdDL, delegates
 
 from .extract import extract_videos, frames_folder
-from .files import _walk
+from .files import _some, _walk
+from .frames import _is_image
 from .splits import clip_paths
 from .video import VideoError, get_videos, video_extensions
 
-# %% ../nbs/01h_loader.ipynb #a54bd4e0
-def _some(items): return f'{", ".join(map(str, items[:3]))}{", …" if len(items) > 3 else ""}'
-
+# %% ../nbs/01h_loader.ipynb #d5192371
 def _folders(path): return path.ls_sorted().filter(Path.is_dir)
 
 def get_instances(path:Path # A folder of class folders of folders of frames
@@ -27,12 +26,12 @@ def get_instances(path:Path # A folder of class folders of folders of frames
     "Gets all instances folders paths"
     return L(o for action in _folders(Path(path)) for o in _folders(action))
 
-# %% ../nbs/01h_loader.ipynb #ee0c1a0c
+# %% ../nbs/01h_loader.ipynb #18762237
 def _frame_folders(path):
     "The folders under `path` that hold images, and those that hold nothing at all"
     full,empty = [],[]
     for folder,subs,names in _walk(path):
-        if any(os.path.splitext(o)[1].lower() in image_extensions and o[0] != '.' for o in names): full.append(Path(folder))
+        if any(map(_is_image, names)): full.append(Path(folder))
         elif not subs: empty.append(Path(folder))
     return L(full).sorted(), L(empty).sorted()
 

@@ -6,7 +6,7 @@
 __all__ = ['ucf_group', 'group_by', 'GroupSplitter', 'default_splitter', 'ListSplitter', 'folder_splitter', 'clip_paths',
            'leaked_groups']
 
-# %% ../nbs/01f_splits.ipynb #38bb32fa
+# %% ../nbs/01f_splits.ipynb #3fad3ba4
 import random, re
 from collections import Counter
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastcore.all import L, first
 
 from .clips import ImageTupleTfm
 from .external import _listed
+from .files import _some
 from .video import video_extensions
 
 # %% ../nbs/01f_splits.ipynb #14548389
@@ -97,7 +98,7 @@ def default_splitter(group=None, # Function or regular expression, as for `Group
         return train,valid
     return _inner
 
-# %% ../nbs/01f_splits.ipynb #bb9744a1
+# %% ../nbs/01f_splits.ipynb #9f1b12bc
 def _parts(o):
     "The folders and the name in a path or a name; the ending of a video is none of it, for it may have become a folder of frames"
     o = Path(o)
@@ -115,7 +116,7 @@ def _find(names, items, missing_ok):
         if len(found) > 1: raise ValueError(f'{name} may be {items[found[0]]} or {items[found[1]]}: name the class folder too.')
         res += found
         if not found: lost.append(name)
-    if lost and not (missing_ok and res): raise ValueError(f'{len(lost)} of {len(names)} names in the list are not among the clips: {", ".join(map(str, lost[:3]))}, …')
+    if lost and not (missing_ok and res): raise ValueError(f'{len(lost)} of {len(names)} names in the list are not among the clips: {_some(lost)}')
     return res
 
 def ListSplitter(valid, # The clips for validation: paths or names (`Archery/v_Archery_g01_c01`), or a text file with one in each line
@@ -128,7 +129,7 @@ def ListSplitter(valid, # The clips for validation: paths or names (`Archery/v_A
         held = set(vs)
         ts = [i for i in range(len(items)) if i not in held] if train is None else _find(_names(train), items, missing_ok)
         both = sorted(held & set(ts))
-        if both: raise ValueError(f'{len(both)} clips are on both lists: {items[both[0]]}, …')
+        if both: raise ValueError(f'{len(both)} clips are on both lists: {_some([items[i] for i in both])}')
         return L(ts), L(vs)
     return _inner
 
