@@ -14,7 +14,10 @@ from vidseq.loader import *
 from vidseq.data import *
 from vidseq.augment import *
 from vidseq.layers import *
+from vidseq.encoders import *
+from vidseq.spacetime import *
 from vidseq.models import *
 from vidseq.timesformer import *
+from vidseq.export import *
 from vidseq.learner import *
 from vidseq.report import *

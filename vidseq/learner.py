@@ -5,34 +5,35 @@
 # %% auto #0
 __all__ = ['video_learner', 'epochs_for', 'open_learner']
 
-# %% ../nbs/06_learner.ipynb #7e08f85a
+# %% ../nbs/06_learner.ipynb #25846843
 import inspect, pickle, time, warnings
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
-from fastai.vision.all import Learner, accuracy, delegates, get_c, ifnone, load_learner, nn, patch, resnet34
+from fastai.vision.all import Learner, accuracy, delegates, get_c, ifnone, load_learner, nn, patch
 
 from .models import clip_splitter
 from .video import VideoError
 
-# %% ../nbs/06_learner.ipynb #2398023e
+# %% ../nbs/06_learner.ipynb #bfc929ec
 def _takes(model, name): return name in inspect.signature(model).parameters
 
 @delegates(Learner.__init__)
 def video_learner(dls, # `DataLoaders` of clips
                   model, # A model class, a `partial` of one with more settings, or a model
-                  arch=resnet34, # The image encoder, for models that have one
-                  pretrained:bool=True, # Start it with weights learned on ImageNet, frozen
+                  arch=None, # For models that take one: the image encoder, or the video network; default: the model's own
+                  pretrained=True, # Start it, frozen, with weights learned on ImageNet or Kinetics, or with those of a file
                   n_out:int=None, # Number of outputs; default: as many as classes
                   splitter=clip_splitter, # Parameter groups
                   metrics=accuracy, # What to report
                   **kwargs)->Learner:
     "A `Learner` for clips"
     if isinstance(model, nn.Module): return Learner(dls, model, splitter=splitter, metrics=metrics, **kwargs)
-    wanted = dict(n_out=ifnone(n_out, get_c(dls)), arch=arch, pretrained=pretrained)
+    wanted = dict(n_out=ifnone(n_out, get_c(dls)), pretrained=pretrained) | ({} if arch is None else dict(arch=arch))
     given = getattr(model, 'keywords', {})
     settings = {k:v for k,v in wanted.items() if _takes(model, k) and k not in given}
+    if arch is not None and 'arch' not in settings: raise ValueError(f'{getattr(model, "__name__", model)} takes no `arch`, or has one already.')
     learn = Learner(dls, model(**settings), splitter=splitter, metrics=metrics, **kwargs)
     if settings.get('pretrained', given.get('pretrained')): learn.freeze()
     return learn
