@@ -137,7 +137,7 @@ def _predict(args):
         for name,p in res: print(f'  {p:6.1%}  {name}')
     return 1 if failed else 0
 
-# %% ../nbs/08_cli.ipynb #158cb938
+# %% ../nbs/08_cli.ipynb #89bf2aff
 def _parser():
     p = argparse.ArgumentParser('vidseq', description='Videos in, a trained clip classifier out.')
     p.add_argument('--debug', action='store_true', help='on an error, show where it happened')
@@ -148,7 +148,7 @@ def _parser():
         c.add_argument('--workers', type=int, help='processes (default: one for each core; 0: none but this one)')
         pixels(c)
 
-    c = command('demo', _demo, 'Draw videos of moving shapes, train three models on them, and show how they do: a few minutes on a laptop.')
+    c = command('demo', _demo, 'Draw videos of moving shapes, train four models on them, and show how they do: a few minutes on a laptop.')
     c.add_argument('--out', type=Path, default=Path('vidseq-demo'), help='folder for the results (default: %(default)s)')
     c.add_argument('--seconds', type=float, default=60, help='training time for each model (default: %(default)s)')
 

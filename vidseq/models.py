@@ -4,20 +4,32 @@
 
 # %% auto #0
 __all__ = ['simple_splitter', 'rnnmodel_splitter', 'SimpleModel', 'RNNModel', 'ConvLSTMModel', 'clip_splitter', 'Conv3dModel',
-           'VideoModel', 'create_encoder']
+           'VideoModel', 'create_encoder', 'small_cnn']
 
-# %% ../nbs/04_models.ipynb #fcf2b3ba
+# %% ../nbs/04_models.ipynb #2269451f
+import torch
 from fastai.vision.all import LinBnDrop, Module, apply_init, create_head, delegates, nn, params, resnet34
 
-from .encoders import create_encoder
-from .layers import ConvLSTM, TimeDistributed, run_rnn, stack_frames
+from .encoders import create_encoder, small_cnn
+from .layers import ConvLSTM, TimeDistributed, run_rnn, stack_frames, subtract_background
 from .spacetime import Conv3dModel, VideoModel
 
-# %% ../nbs/04_models.ipynb #188b56c1
+# %% ../nbs/04_models.ipynb #64b25d30
+class _FrameModel(Module):
+    "What models share that encode frames one by one"
+    def _make_encoder(self, arch, pretrained, n_in, grid, moving, **kwargs):
+        encoder = create_encoder(arch, pretrained, n_in, grid)
+        self.encoder,self.moving = TimeDistributed(encoder, **kwargs),moving
+        return encoder.n_features
+
+    def _encode(self, x):
+        x = stack_frames(x)
+        return self.encoder(subtract_background(x) if self.moving else x)
+
 def _one_of(per_frame, pool):
     if per_frame and pool: raise ValueError('`pool` brings the frames together, and `per_frame=True` keeps them apart: choose one.')
 
-class SimpleModel(Module):
+class SimpleModel(_FrameModel):
     "Frames classified one by one, their logits averaged"
     @delegates(TimeDistributed.__init__, but=['tdim','per_step'])
     def __init__(self, arch=resnet34, # The image encoder, see `create_encoder`
@@ -26,21 +38,22 @@ class SimpleModel(Module):
                  n_in:int=3, # Channels of a frame
                  pool=None, # What weighs the frames, made for their number of features: `AttentionPool`; default: all weigh the same
                  per_frame:bool=False, # Logits for each frame
+                 grid:int=1, # More than 1 keeps where things are, see `create_encoder`
+                 moving:bool=False, # See what moves only, see `subtract_background`
                  **kwargs):
         _one_of(per_frame, pool)
-        encoder = create_encoder(arch, pretrained, n_in)
-        self.encoder,self.per_frame = TimeDistributed(encoder, **kwargs),per_frame
-        self.pool = pool and pool(encoder.n_features)
-        self.head = TimeDistributed(create_head(encoder.n_features, n_out, pool=False))
+        n_features = self._make_encoder(arch, pretrained, n_in, grid, moving, **kwargs)
+        self.per_frame,self.pool = per_frame,pool and pool(n_features)
+        self.head = TimeDistributed(create_head(n_features, n_out, pool=False))
         apply_init(self.head, nn.init.kaiming_normal_)
 
     def forward(self, x): # A tuple of T tensors B,C,H,W, or a tensor B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
-        feats = self.encoder(stack_frames(x))
+        feats = self._encode(x)
         logits = self.head(feats)
         return logits if self.per_frame else self.pool(feats, logits) if self.pool else logits.mean(dim=1)
 
-# %% ../nbs/04_models.ipynb #86f6377a
-class _RecurrentModel(Module):
+# %% ../nbs/04_models.ipynb #9fd47a0b
+class _RecurrentModel(_FrameModel):
     "What models share that read features in order: a head for the last state, for all of them pooled, or for each"
     def _make_head(self, n_last, n_state, n_out, dropout, pool, per_frame):
         _one_of(per_frame, pool)
@@ -64,16 +77,17 @@ class RNNModel(_RecurrentModel):
                  dropout:float=0., # Between the layers of the LSTM, and before the classes
                  pool=None, # What weighs the states, made for their number of features: `AttentionPool`; default: the last state
                  per_frame:bool=False, # Logits for each frame
+                 grid:int=1, # More than 1 keeps where things are, see `create_encoder`
+                 moving:bool=False, # See what moves only, see `subtract_background`
                  **kwargs):
-        encoder = create_encoder(arch, pretrained, n_in)
-        hidden_size,n_ways = hidden_size or encoder.n_features,1+bidirectional
-        self.encoder = TimeDistributed(encoder, **kwargs)
-        self.rnn = rnn(encoder.n_features, hidden_size, num_layers=num_rnn_layers, batch_first=True, bidirectional=bidirectional, dropout=dropout if num_rnn_layers > 1 else 0.)
+        n_features = self._make_encoder(arch, pretrained, n_in, grid, moving, **kwargs)
+        hidden_size,n_ways = hidden_size or n_features,1+bidirectional
+        self.rnn = rnn(n_features, hidden_size, num_layers=num_rnn_layers, batch_first=True, bidirectional=bidirectional, dropout=dropout if num_rnn_layers > 1 else 0.)
         self._make_head(num_rnn_layers*n_ways*hidden_size, n_ways*hidden_size, n_out, dropout, pool, per_frame)
 
-    def forward(self, x): return self._classify(*run_rnn(self.rnn, self.encoder(stack_frames(x)))) # as `SimpleModel`
+    def forward(self, x): return self._classify(*run_rnn(self.rnn, self._encode(x))) # as `SimpleModel`
 
-# %% ../nbs/04_models.ipynb #26f1c03f
+# %% ../nbs/04_models.ipynb #adaa52bf
 class ConvLSTMModel(_RecurrentModel):
     "Frames encoded one by one to maps, read in order by a convolutional LSTM"
     @delegates(TimeDistributed.__init__, but=['tdim','per_step'])
@@ -87,14 +101,15 @@ class ConvLSTMModel(_RecurrentModel):
                  dropout:float=0., # Before the classes
                  pool=None, # What weighs the states, made for their number of features: `AttentionPool`; default: the last state
                  per_frame:bool=False, # Logits for each frame
+                 moving:bool=False, # See what moves only, see `subtract_background`
                  **kwargs):
-        encoder = create_encoder(arch, pretrained, n_in, pool=False)
-        self.encoder = TimeDistributed(encoder, **kwargs)
-        self.rnn = ConvLSTM(encoder.n_features, hidden_size, kernel_size, num_rnn_layers)
-        self._make_head(hidden_size, hidden_size, n_out, dropout, pool, per_frame)
+        n_features = self._make_encoder(arch, pretrained, n_in, 0, moving, **kwargs)
+        self.rnn = ConvLSTM(n_features, hidden_size, kernel_size, num_rnn_layers)
+        self._make_head(2*hidden_size, 2*hidden_size, n_out, dropout, pool, per_frame)
 
     def forward(self, x): # as `SimpleModel`
-        states = self.rnn(self.encoder(stack_frames(x)))[0].mean(dim=(3,4))
+        maps = self.rnn(self._encode(x))[0]
+        states = torch.cat([maps.amax(dim=(3,4)), maps.mean(dim=(3,4))], dim=2)
         return self._classify(states, states[:,-1])
 
 # %% ../nbs/04_models.ipynb #9e3cf782
@@ -106,5 +121,5 @@ def clip_splitter(model)->list: # Two lists of parameters
 
 simple_splitter = rnnmodel_splitter = clip_splitter
 
-# %% ../nbs/04_models.ipynb #23982846
-_all_ = ['Conv3dModel', 'VideoModel', 'create_encoder']
+# %% ../nbs/04_models.ipynb #f961dd4f
+_all_ = ['Conv3dModel', 'VideoModel', 'create_encoder', 'small_cnn']

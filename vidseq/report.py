@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['contenders', 'compare_models', 'plot_curves', 'write_report']
 
-# %% ../nbs/07b_report.ipynb #21cec119
+# %% ../nbs/07b_report.ipynb #b8fd9587
 import base64, html, io, json, platform, time
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,18 @@ from pathlib import Path
 import fastai
 import numpy as np
 import torch
-from fastai.vision.all import ClassificationInterpretation, plt, resnet18
+from fastai.vision.all import ClassificationInterpretation, plt
 
 from .data import ImageTupleTfm
+from .encoders import small_cnn
 from .learner import epochs_for, video_learner
-from .models import Conv3dModel, RNNModel, SimpleModel
+from .models import Conv3dModel, ConvLSTMModel, RNNModel, SimpleModel
 
-# %% ../nbs/07b_report.ipynb #d79669a5
-contenders = {'Frame average': (partial(SimpleModel, resnet18, pretrained=False), 1e-3),
-              'RNN': (partial(RNNModel, resnet18, pretrained=False), 1e-3),
-              '3D convolutions': (Conv3dModel, 3e-3)} # model and learning rate
+# %% ../nbs/07b_report.ipynb #1c08ade3
+contenders = {'Frame average': (partial(SimpleModel, small_cnn, pretrained=False, grid=4), 3e-3),
+              'RNN': (partial(RNNModel, small_cnn, pretrained=False, grid=4, hidden_size=128, moving=True), 3e-3),
+              'ConvLSTM': (partial(ConvLSTMModel, small_cnn, pretrained=False, hidden_size=32, moving=True), 5e-3),
+              '3D convolutions': (Conv3dModel, 1e-2)} # model and learning rate
 
 def compare_models(dls, # `DataLoaders` of clips
                    models:dict=None, # Name -> (model for `video_learner`, learning rate)
@@ -72,7 +74,7 @@ def plot_curves(learners:dict # From `compare_models`
     axs[1].legend()
     return fig
 
-# %% ../nbs/07b_report.ipynb #19c01ba6
+# %% ../nbs/07b_report.ipynb #c8c96243
 def _confusion(learn):
     n = len(learn.dls.vocab)
     ClassificationInterpretation.from_learner(learn).plot_confusion_matrix(figsize=(2+n*.45,)*2)
@@ -95,7 +97,7 @@ def _clip_gifs(learn, source, n, n_frames=12, size=128):
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222} img{max-width:100%}
 table{border-collapse:collapse} td,th{padding:.3em 1em;text-align:right;border-bottom:1px solid #ddd} td:first-child,th:first-child{text-align:left}
 .clips{display:flex;flex-wrap:wrap;gap:1em} figure{margin:0;border-bottom:4px solid #2a2;text-align:center;font-size:.85em} figure.wrong{border-color:#d22}
-.row{display:flex;flex-wrap:wrap;gap:1em} .row div{flex:1;min-width:280px}
+.row{display:flex;flex-wrap:wrap;gap:1em} .row div{flex:1;min-width:280px;max-width:480px}
 figure.wrong b{color:#d22} figure.right b{color:#2a2} .best td{font-weight:bold}'''
 
 def _score_rows(learners, best):

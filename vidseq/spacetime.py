@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['per_frame_logits', 'Conv3dModel', 'VideoModel']
 
-# %% ../nbs/03c_spacetime.ipynb #09466b98
+# %% ../nbs/03c_spacetime.ipynb #22119c72
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import Module, nn
@@ -13,7 +13,7 @@ from torchvision.models.video import MViT, S3D, SwinTransformer3d, VideoResNet, 
 from torchvision.ops import Permute
 
 from .encoders import load_weights, resize_positions, set_channels
-from .layers import stack_frames
+from .layers import stack_frames, subtract_background
 
 # %% ../nbs/03c_spacetime.ipynb #b64981b2
 def per_frame_logits(logits:torch.Tensor, # B,t,`n_out`
@@ -22,7 +22,7 @@ def per_frame_logits(logits:torch.Tensor, # B,t,`n_out`
     "Logits for each frame from those of fewer steps in time, by linear interpolation"
     return F.interpolate(logits.transpose(1,2), size=seq_len, mode='linear').transpose(1,2)
 
-# %% ../nbs/03c_spacetime.ipynb #858a907a
+# %% ../nbs/03c_spacetime.ipynb #75d7c230
 def _conv3d(ni, nf, stride): return nn.Sequential(nn.Conv3d(ni, nf, 3, stride=stride, padding=1, bias=False), nn.BatchNorm3d(nf), nn.ReLU(inplace=True))
 
 class _Pool(Module):
@@ -46,8 +46,8 @@ class Conv3dModel(Module):
 
     def forward(self, x): # A tuple of T tensors B,C,H,W, or a tensor B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
         x = stack_frames(x)
-        moved = x - x.mean(dim=1, keepdim=True) # what stands still vanishes here: motion is seen before backgrounds are memorised
-        logits = self.head(self.encoder(torch.cat([x,moved], dim=2).transpose(1,2))) # Conv3d wants B,C,T,H,W
+        x_moving = torch.cat([x, subtract_background(x)], dim=2) # motion is seen before backgrounds are memorised
+        logits = self.head(self.encoder(x_moving.transpose(1,2))) # Conv3d wants B,C,T,H,W
         return per_frame_logits(logits, x.shape[1]) if self.per_frame else logits
 
 # %% ../nbs/03c_spacetime.ipynb #f415fd52
