@@ -217,6 +217,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidseq.layers._ConvLSTMLayer.__init__': ('layers.html#_convlstmlayer.__init__', 'vidseq/layers.py'),
                                'vidseq.layers._ConvLSTMLayer.forward': ('layers.html#_convlstmlayer.forward', 'vidseq/layers.py'),
                                'vidseq.layers._any_length': ('layers.html#_any_length', 'vidseq/layers.py'),
+                               'vidseq.layers._buffers': ('layers.html#_buffers', 'vidseq/layers.py'),
+                               'vidseq.layers._copies': ('layers.html#_copies', 'vidseq/layers.py'),
                                'vidseq.layers._gru_step': ('layers.html#_gru_step', 'vidseq/layers.py'),
                                'vidseq.layers._lstm_step': ('layers.html#_lstm_step', 'vidseq/layers.py'),
                                'vidseq.layers._map_out': ('layers.html#_map_out', 'vidseq/layers.py'),

@@ -5,27 +5,27 @@
 # %% auto #0
 __all__ = ['read_weights', 'load_weights', 'set_channels', 'resize_positions', 'create_encoder', 'small_cnn']
 
-# %% ../nbs/03b_encoders.ipynb #1bf4b5c5
-import inspect, pickle, re
+# %% ../nbs/03b_encoders.ipynb #d19f9cdc
+import inspect, re
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import Flatten, Module, create_body, model_meta, nn
-from safetensors import SafetensorError
+from fastai.vision.all import Flatten, L, Module, create_body, model_meta, nn
 from safetensors.torch import load_file
-from torchvision.models import VisionTransformer
+from torchvision.models import DenseNet, VisionTransformer
 
 from .files import _some
 
-# %% ../nbs/03b_encoders.ipynb #ffe7773e
+# %% ../nbs/03b_encoders.ipynb #f28a019b
 def read_weights(fname:Path # `.safetensors`, or what `torch.save` wrote
                 )->dict: # Parameter name -> tensor
     "The state dict in a file"
     fname = Path(fname)
     if not fname.is_file(): raise ValueError(f'{fname}: no such file of weights.')
+    with fname.open('rb'): pass # may not be read: the system's error
     try: state = load_file(fname) if fname.suffix == '.safetensors' else torch.load(fname, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as e:
+    except Exception as e: # what is no file of weights fails in many ways
         raise ValueError(f'{fname}: not a file of weights, which `torch.save(model.state_dict(), …)` or safetensors write ({type(e).__name__}).') from e
     for name in ('state_dict','model'): # checkpoints of training runs
         if isinstance(state, dict) and isinstance(state.get(name), dict): state = state[name]
@@ -41,7 +41,7 @@ def load_weights(model:nn.Module, fname:Path, # See `read_weights`
                 ):
     "Fill `model` from a file; one that does not fit is a `ValueError` that names file and parameters"
     state,own = read_weights(fname),model.state_dict()
-    def needed(k): return k.split('.')[0] not in but and not k.endswith('num_batches_tracked') # which older files lack
+    def needed(k): return not k.startswith(tuple(f'{o}.' for o in but)) and not k.endswith('num_batches_tracked') # which older files lack
     shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
     wrong = {'missing': [k for k in own if k not in state and needed(k)], 'unknown': [k for k in state if k not in own and needed(k)],
              'of another shape': [f'{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in shapes if needed(k)]}
@@ -87,20 +87,21 @@ class _ViT(Module):
         x = enc.ln(enc.layers(enc.dropout(x)))
         return x[:,1:].transpose(1,2).unflatten(2, size) if self.maps else x[:,0]
 
-# %% ../nbs/03b_encoders.ipynb #764c9980
+# %% ../nbs/03b_encoders.ipynb #251ed40f
 def _from_timm(name, pretrained, maps):
     try: import timm
     except ImportError as e: raise ImportError(f"'{name}' is one of timm's networks: `pip install vidseq[timm]`, or give a constructor of torchvision's, e.g. `resnet34`.") from e
+    def create(pretrained, **kw):
+        try: return timm.create_model(name, pretrained, dynamic_img_size=True, **kw) # transformers, for images of any size
+        except TypeError: return timm.create_model(name, pretrained, **kw)
     kw = dict(features_only=True, out_indices=[-1]) if maps else dict(num_classes=0)
-    if isinstance(pretrained, (str,Path)):
-        if not Path(pretrained).is_file(): raise ValueError(f'{pretrained}: no such file of weights.')
-        kw['pretrained_cfg_overlay'] = dict(file=str(pretrained))
-    try:
-        try: net = timm.create_model(name, pretrained=bool(pretrained), dynamic_img_size=True, **kw) # transformers, for images of any size
-        except TypeError: net = timm.create_model(name, pretrained=bool(pretrained), **kw)
-    except RuntimeError as e:
-        if 'state_dict' not in str(e): raise
-        raise ValueError(f'{pretrained}: these weights do not fit {name}: {e}') from e
+    if isinstance(pretrained, (str,Path)): # timm itself would take any file for a network without its classifier
+        net = create(False, num_classes=0)
+        load_weights(net, pretrained, but=L(net.pretrained_cfg['classifier']))
+        if not maps: return net
+        kw['pretrained_cfg_overlay'] = dict(state_dict=net.state_dict())
+    net = create(bool(pretrained), **kw)
+    for cfg in (net.pretrained_cfg, net.default_cfg): cfg.pop('state_dict', None) # or every file of the model would hold it twice
     return _LastMap(net) if maps else net
 
 class _LastMap(Module):
@@ -120,6 +121,7 @@ def _from_constructor(arch, pretrained, maps):
     net = arch(weights=meta.get('weights', 'DEFAULT') if download else None) if 'weights' in takes else arch(pretrained=download)
     if pretrained and not download: load_weights(net, pretrained)
     if isinstance(net, VisionTransformer): return _ViT(net, maps)
+    if isinstance(net, DenseNet): return nn.Sequential(net.features, nn.ReLU()) # which is in its `forward`
     try: return create_body(net, pretrained=False, cut=meta.get('cut'))
     except StopIteration: raise ValueError(f'{name} has no pooling layer before its classifier, so where to cut it is not clear. Give a module from images to features instead.') from None
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['stack_frames', 'subtract_background', 'TimeDistributed', 'AttentionPool', 'run_rnn', 'ConvLSTM']
 
-# %% ../nbs/03_layers.ipynb #0a0ea0b3
+# %% ../nbs/03_layers.ipynb #544470d5
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import Module, Tensor, ifnone, nn, store_attr
+from fastai.vision.all import L, Module, Tensor, ifnone, nn, store_attr
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
@@ -31,16 +31,28 @@ def subtract_background(x:Tensor # B,T,C,H,W
     "Each frame's difference from the mean frame of its clip: what stands still vanishes"
     return x - x.mean(dim=1, keepdim=True)
 
-# %% ../nbs/03_layers.ipynb #507ec805
+# %% ../nbs/03_layers.ipynb #64bfb62c
 def _map_out(f, outs):
     "`f` over the tensors of one or several outputs of a module: tensors, or tuples, lists or dicts of them; None stays None"
     o = outs[0]
     if o is None: return None
     if isinstance(o, Tensor): return f(*outs)
-    if isinstance(o, dict): return type(o)(**{k: _map_out(f, [x[k] for x in outs]) for k in o})
+    if isinstance(o, dict):
+        res = o.copy() # of its type
+        for k in o: res[k] = _map_out(f, [x[k] for x in outs])
+        return res
     if hasattr(o, '_fields'): return type(o)(*(_map_out(f, xs) for xs in zip(*outs))) # a namedtuple
     if isinstance(o, (tuple,list)): return type(o)(_map_out(f, xs) for xs in zip(*outs))
     raise TypeError(f'A module over time gives tensors, or tuples, lists or dicts of them, not {type(o).__name__}.')
+
+def _buffers(module):
+    "Each module's own buffers, by name; a module that occurs twice once, as `functional_call` needs it"
+    return {f'{path}.{name}' if path else name: b for path,m in module.named_modules() for name,b in m.named_buffers(recurse=False)}
+
+def _copies(tensors):
+    "Copies by name; one for all names of the same tensor"
+    copies = {id(o): o.clone() for o in tensors.values()}
+    return {k: copies[id(o)] for k,o in tensors.items()}
 
 class TimeDistributed(Module):
     "Applies `module` over `tdim` identically for each step, use `low_mem` to compute one at a time. After [Keras' layer](https://keras.io/api/layers/recurrent_layers/time_distributed/)"
@@ -49,10 +61,11 @@ class TimeDistributed(Module):
                  tdim:int=1, # The dimension of time, in inputs and outputs
                  chunk:int=None, # So many steps at a time: bounds the memory of inference
                  checkpoint:bool=False, # Keep no activations, compute them again in the backward pass: bounds the memory of training
-                 per_step=(), # Names of keyword arguments that have a step for each frame
+                 per_step=(), # Name or names of keyword arguments that have a step for each frame
                 ):
         if chunk is not None and chunk < 1: raise ValueError(f'`chunk` is a number of steps, at least 1, or None for all at once; it is {chunk}.')
-        store_attr()
+        self.per_step = L(per_step)
+        store_attr(but='per_step')
 
     def forward(self, *args, **kwargs):
         "Tensors have their steps in `tdim` (B,T,…); all else, and `kwargs` not in `per_step`, is passed on as it is. Outputs have their steps in `tdim` too, or last if they have fewer dimensions"
@@ -92,12 +105,12 @@ class TimeDistributed(Module):
     def _call(self, args, kwargs):
         "`_folded`, with the activations kept or not"
         if not (self.checkpoint and torch.is_grad_enabled()): return self._folded(self.module, args, kwargs)
-        buffers,looks = {k: b.clone() for k,b in self.module.named_buffers()},[]
-        def again(*args, **kwargs): return functional_call(self.module, {k: b.clone() for k,b in buffers.items()}, args, kwargs)
-        def look(*args, **kwargs):
+        before,looks = _copies(_buffers(self.module)),[]
+        def again(*args, **kwargs): return functional_call(self.module, _copies(before), args, kwargs, tie_weights=False)
+        def look(args, kwargs):
             looks.append(1) # from the second look on, copies of the buffers change, so that BatchNorm counts each batch once
             return self._folded(self.module if len(looks) == 1 else again, args, kwargs)
-        return recompute_in_backward(look, *args, use_reentrant=False, **kwargs)
+        return recompute_in_backward(look, args, kwargs, use_reentrant=False)
 
     def __repr__(self): return f'TimeDistributed({self.module})'
 
@@ -116,7 +129,7 @@ class AttentionPool(Module):
                 values=None): # B,T,V: what is averaged; default: `x`
         return (self.weights(x)*ifnone(values, x)).sum(dim=1)
 
-# %% ../nbs/03_layers.ipynb #57f233b4
+# %% ../nbs/03_layers.ipynb #c31ef673
 def _any_length(xs):
     "Whether a program is being exported in which the first dimension of `xs` may have any size"
     return torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or isinstance(xs.shape[0], torch.SymInt))
@@ -154,7 +167,7 @@ def _gru_step(recur, state, x):
 
 def _rnn_layer(rnn, x, suffix):
     "What layer and direction `suffix` of `rnn` makes of `x` T,B,F: all its outputs T,B,H, its last one B,H"
-    w_in,w_rec,b_in,b_rec = (getattr(rnn, f'{name}_{suffix}') for name in ('weight_ih','weight_hh','bias_ih','bias_hh'))
+    w_in,w_rec,b_in,b_rec = (getattr(rnn, f'{name}_{suffix}', None) for name in ('weight_ih','weight_hh','bias_ih','bias_hh'))
     step,n_states = (_lstm_step,2) if isinstance(rnn, nn.LSTM) else (_gru_step,1)
     zero = x.new_zeros(x.shape[1], rnn.hidden_size)
     outs,state = _scan(partial(step, partial(F.linear, weight=w_rec, bias=b_rec)), (zero,)*n_states, F.linear(x, w_in, b_in))
