@@ -56,13 +56,14 @@ class Call(nn.Module):
     def forward(self, *args, **kwargs): return self.f(*args, **kwargs)
 
 class Count(nn.Module):
-    "How often it was called in training, in a buffer that is replaced"
-    def __init__(self):
+    "How often it was called in training, in a buffer that changes or is replaced"
+    def __init__(self, replace):
         super().__init__()
         self.register_buffer('n', torch.zeros(()))
+        self.replace = replace
     def forward(self, x):
-        if self.training: self.n = self.n + 1
-        return x*(1 + self.n)
+        if self.training: self.n = self.n + 1 if self.replace else self.n.add_(1)
+        return x/(1 + self.n)
 
 def loop(module, *args, tdim=1, per_step=(), **kwargs):
     "What `module` gives for each step"
@@ -269,15 +270,15 @@ counting = dict(
     batch=lambda: net(nn.BatchNorm2d(4)), cumulative=lambda: net(nn.BatchNorm2d(4, momentum=None)), instance=lambda: net(nn.InstanceNorm2d(4, track_running_stats=True)),
     spectral=lambda: nn.Sequential(spectral_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), spectral_norm(nn.Linear(80, 3), n_power_iterations=2)),
     weight=lambda: weight_norm(nn.Conv2d(3, 4, 3)), dropout=lambda: net(nn.BatchNorm2d(4), nn.Dropout(.5)), dropout2d=lambda: net(nn.Dropout2d(.3), nn.RReLU()),
-    replaced=lambda: net(Count()))
+    changed=lambda: net(Count(False)), replaced=lambda: net(Count(True)))
 
 def shared():
     norm = nn.BatchNorm2d(3)
     return nn.Sequential(norm, nn.Conv2d(3, 3, 1), norm) # the same twice
 
 def tied():
-    module = net(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
-    module[3].running_mean = module[1].running_mean # one tensor in two modules
+    module = net(Count(False), Count(False))
+    module[3].n = module[1].n # one tensor in two modules: both count, and both see it
     return module
 
 counting |= dict(shared=shared, tied=tied)

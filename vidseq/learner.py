@@ -38,19 +38,23 @@ def video_learner(dls, # `DataLoaders` of clips
     if settings.get('pretrained', given.get('pretrained')): learn.freeze()
     return learn
 
-# %% ../nbs/06_learner.ipynb #fe7606d8
+# %% ../nbs/06_learner.ipynb #43b8f783
 def epochs_for(learn:Learner, # Whose model and data
                seconds:float, # How long training may take
                n_batches:int=3, # Batches to measure
               )->int: # At least 1
     "About how many epochs of `learn` fit into `seconds` on this machine"
-    model,times = deepcopy(learn.model).train().to(learn.dls.device),[time.perf_counter()]
+    model,waits,steps = deepcopy(learn.model).train().to(learn.dls.device),[],[]
+    then = time.perf_counter()
     for x,y in islice(learn.dls.train, n_batches+1):
+        ready = time.perf_counter()
+        waits.append(ready-then)
         learn.loss_func(model(x), y).backward()
-        times.append(time.perf_counter())
-    start,*steps = (b-a for a,b in zip(times, times[1:])) # the first batch waits for the workers to start
-    step = sum(steps)/len(steps) if steps else start
-    per_epoch = 2*max(start-step, 0) + step*(len(learn.dls.train) + len(learn.dls.valid))
+        then = time.perf_counter()
+        steps.append(then-ready)
+    wait,step = (sum(o[1:])/max(len(o)-1, 1) or o[0] for o in (waits,steps)) # the first ones also warm up
+    start = max(waits[0]-wait, 0) if learn.dls.train.fake_l.num_workers else 0 # workers start anew for each epoch
+    per_epoch = 2*start + (wait+step)*(len(learn.dls.train) + len(learn.dls.valid))
     return max(1, round(seconds/per_epoch))
 
 # %% ../nbs/06_learner.ipynb #5aded233
