@@ -31,16 +31,16 @@ def subtract_background(x:Tensor # B,T,C,H,W
     "Each frame's difference from the mean frame of its clip: what stands still vanishes"
     return x - x.mean(dim=1, keepdim=True)
 
-# %% ../nbs/03_layers.ipynb #64bfb62c
+# %% ../nbs/03_layers.ipynb #2337f9da
 def _map_out(f, outs):
     "`f` over the tensors of one or several outputs of a module: tensors, or tuples, lists or dicts of them; None stays None"
     o = outs[0]
     if o is None: return None
     if isinstance(o, Tensor): return f(*outs)
     if isinstance(o, dict):
-        res = o.copy() # of its type
+        res = o.copy() # with what else a dict may hold
         for k in o: res[k] = _map_out(f, [x[k] for x in outs])
-        return res
+        return res if type(res) is type(o) else type(o)(res)
     if hasattr(o, '_fields'): return type(o)(*(_map_out(f, xs) for xs in zip(*outs))) # a namedtuple
     if isinstance(o, (tuple,list)): return type(o)(_map_out(f, xs) for xs in zip(*outs))
     raise TypeError(f'A module over time gives tensors, or tuples, lists or dicts of them, not {type(o).__name__}.')
@@ -71,7 +71,7 @@ class TimeDistributed(Module):
         "Tensors have their steps in `tdim` (B,T,…); all else, and `kwargs` not in `per_step`, is passed on as it is. Outputs have their steps in `tdim` too, or last if they have fewer dimensions"
         n,chunk = self._n_steps(args, kwargs),1 if self.low_mem else self.chunk
         if chunk is None: return self._call(args, kwargs)
-        parts = [self._each(self._steps(t, min(chunk, n-t)), args, kwargs) for t in range(0, n, chunk)]
+        parts = [self._each(self._steps(t, min(chunk, n-t)), args, kwargs) for t in range(0, max(n, 1), chunk)]
         return _map_out(lambda *os: torch.cat(os, self._dim(os[0])), [self._call(*o) for o in parts])
 
     def _steps(self, start, n): return lambda x: x.narrow(self.tdim, start, n)
@@ -129,7 +129,7 @@ class AttentionPool(Module):
                 values=None): # B,T,V: what is averaged; default: `x`
         return (self.weights(x)*ifnone(values, x)).sum(dim=1)
 
-# %% ../nbs/03_layers.ipynb #c31ef673
+# %% ../nbs/03_layers.ipynb #90eb2fa3
 def _any_length(xs):
     "Whether a program is being exported in which the first dimension of `xs` may have any size"
     return torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or isinstance(xs.shape[0], torch.SymInt))
@@ -177,6 +177,7 @@ def run_rnn(rnn, # `nn.LSTM` or `nn.GRU` with `batch_first=True`
             x:Tensor, # B,T,F
            ): # Outputs B,T,directions*H of the last layer; last state B,layers*directions*H of all layers
     "`rnn(x)`, also under `torch.export` for any T"
+    if not rnn.batch_first or rnn.proj_size: raise ValueError(f'{rnn}: made with `batch_first=True` and without `proj_size`, please.')
     if not torch.compiler.is_exporting():
         outs,h = rnn(x)
         h = h[0] if isinstance(h, tuple) else h
