@@ -125,7 +125,7 @@ def loss_of(out): return F.cross_entropy(out.flatten(0, -2), torch.arange(len(ou
 @pytest.fixture(scope='module')
 def trained(model):
     "A copy of `model` after two steps, and which of its parameters the first gave no gradient"
-    model,x = deepcopy(model).train(),clips(8, (32,32))
+    model,x = deepcopy(model).train(),clips(8, (32,32)) # not 5 to 7 frames: for these oneDNN 3.13 gives wrong gradients, or crashes, in S3D's first convolution over time
     opt = torch.optim.SGD(model.parameters(), lr=1e-3)
     torch.manual_seed(0)
     for i in range(2):
@@ -299,7 +299,7 @@ def torchvisions(net, x):
     maps = net.features(x.transpose(1,2)) # S3D takes means over 2 steps and 7x7 places, of which there are fewer here
     return net.classifier(F.avg_pool3d(maps, [min(*o) for o in zip((2,7,7), maps.shape[2:])], stride=1)).mean((2,3,4))
 
-sizes = {s3d: [(16,224,224), (16,64,96), (8,64,64), (16,224,40)], mvit_v1_b: [(8,64,96), (4,96,32)], mvit_v2_s: [(8,64,96), (4,96,32)]}
+sizes = {s3d: [(16,224,224), (16,64,96), (8,64,64), (16,256,40)], mvit_v1_b: [(8,64,96), (4,96,32)], mvit_v2_s: [(8,64,96), (4,96,32)]}
 
 @torch.no_grad()
 def test_logits_are_torchvisions(original):
@@ -322,7 +322,7 @@ def test_positions_are_resized_as_pictures(size):
 
 def steps_before_pooling(net, x):
     "Features B,t,F of torchvision's network, means over space"
-    if isinstance(net, S3D): return net.features(x.transpose(1,2)).mean((3,4)).transpose(1,2) # S3D
+    if isinstance(net, S3D): return net.features(x.transpose(1,2)).mean((3,4)).transpose(1,2)
     seen = []
     with (net.norm if hasattr(net, 'norm') else net.layer4).register_forward_hook(lambda m, args, out: seen.append(out)): net(x.transpose(1,2))
     out, = seen
@@ -446,11 +446,11 @@ def another_shape(state, key): return state | {key: torch.zeros(2)}
 @pytest.mark.parametrize('make,net', [of_resnet, of_timm_resnet, of_timm_maps, of_timm_vit, of_mc3])
 def test_weights_that_do_not_fit(make, net, change, tmp_path):
     state = net(num_classes=7).state_dict()
-    changed = change(state, [k for k in state if k.endswith('weight')][5])
-    wrong = {k for k in state | changed if k not in state or k not in changed or state[k].shape != changed[k].shape}
-    torch.save(changed, tmp_path/'changed.pth')
-    message = refused(tmp_path/'changed.pth', make)
-    assert any(k in message for k in wrong) # there is one, but for another architecture
+    other = change(state, [k for k in state if k.endswith('weight')][5])
+    wrong = {k for k in state | other if k not in state or k not in other or state[k].shape != other[k].shape} # one, but for another architecture
+    torch.save(other, tmp_path/'other.pth')
+    message = refused(tmp_path/'other.pth', make)
+    assert any(k in message for k in wrong)
 
 def saved(o, zipped=True):
     buffer = io.BytesIO()
@@ -584,9 +584,8 @@ def test_rates_reach_their_groups(make):
     for m in model.modules():
         if isinstance(m, nn.Dropout): m.p = 0.
     learn = learner(model, clip_loaders(clips(4, (16,16), bs=4).double(), torch.arange(4)%3), opt_func=SGD)
-    copy = deepcopy(model).train()
-    loss_of_batch = CrossEntropyLossFlat()(copy(learn.dls.one_batch()[0]), learn.dls.one_batch()[1])
-    loss_of_batch.backward()
+    copy,(x,y) = deepcopy(model).train(),learn.dls.one_batch()
+    F.cross_entropy(copy(x), y.as_subclass(torch.Tensor)).backward()
     learn.fit(1, slice(1e-5,1e-3))
     splits(model)
     assert [len(o) for o in learn.opt.param_lists] == [len(o) for o in clip_splitter(model)]
