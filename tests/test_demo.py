@@ -23,7 +23,7 @@ def test_demo(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_models_learn_motion_from_nothing_in_three_minutes(tmp_path):
-    main(['demo', '--out', str(tmp_path/'demo'), '--seconds', '170'])
+    main(['demo', '--out', str(tmp_path/'demo'), '--seconds', '150'])
     models = json.loads((tmp_path/'demo'/'scores.json').read_text())['models']
     accuracy = {name: o['accuracy'] for name,o in models.items()}
     assert accuracy['Frame average'] <= 0.60, accuracy
