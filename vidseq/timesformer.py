@@ -5,24 +5,32 @@
 # %% auto #0
 __all__ = ['TimeSformer', 'TimeSformerViT', 'layer_splitter', 'load_timesformer']
 
-# %% ../nbs/05_timesformer.ipynb #d30e67c6
+# %% ../nbs/05_timesformer.ipynb #fb912c6e
 import timesformer_pytorch
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import nn
-from timesformer_pytorch.timesformer_pytorch import Attention
+from timesformer_pytorch.timesformer_pytorch import GEGLU, Attention
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from .layers import stack_frames, subtract_background
 from .vit import TimeSformerViT, layer_splitter, load_timesformer, rotate
 
-# %% ../nbs/05_timesformer.ipynb #b38f0245
+# %% ../nbs/05_timesformer.ipynb #c8af0921
+def _recompute(f, *args, when=True):
+    "`f(*args)`, and once more in the backward pass instead of keeping what it is made of"
+    return recompute_in_backward(f, *args, use_reentrant=False) if when and torch.is_grad_enabled() else f(*args)
+
 class _Attention(Attention):
     "The package's attention, with the same parameters, computed by `F.scaled_dot_product_attention`"
+    recompute = False
     def forward(self, x, n_frames, over_time, angles, mask): # B,1+T*N,F -> B,1+T*N,F
-        q,k,v = self.to_qkv(x).unflatten(2, (3,self.heads,-1)).permute(2,0,3,1,4) # each B,h,1+T*N,d
+        return self.to_out(_recompute(self._attend, self.to_qkv(x), n_frames, over_time, angles, mask, when=self.recompute))
+
+    def _attend(self, qkv, n_frames, over_time, angles, mask):
+        q,k,v = qkv.unflatten(2, (3,self.heads,-1)).permute(2,0,3,1,4) # each B,h,1+T*N,d
         out = torch.cat([self._class_token(q, k, v, n_frames, mask), self._patches(q, k, v, n_frames, over_time, angles, mask)], dim=2)
-        return self.to_out(out.transpose(1,2).flatten(2))
+        return out.transpose(1,2).flatten(2)
 
     def _class_token(self, q, k, v, n_frames, mask):
         if mask is not None: mask = F.pad(mask.repeat_interleave((k.shape[2]-1)//n_frames, dim=1), (1,0), value=True)[:,None,None]
@@ -38,7 +46,12 @@ class _Attention(Attention):
         out = F.scaled_dot_product_attention(gq.flatten(0,1), with_class(k, gk), with_class(v, group(v)), attn_mask=mask)
         return out.unflatten(0, (q.shape[0],-1)).permute((0,2,3,1,4) if over_time else order).flatten(2,3)
 
-# %% ../nbs/05_timesformer.ipynb #32d11ebe
+class _GEGLU(GEGLU):
+    "The package's, computed again in the backward pass"
+    recompute = False
+    def forward(self, x): return _recompute(super().forward, x, when=self.recompute)
+
+# %% ../nbs/05_timesformer.ipynb #3b64f360
 class TimeSformer(timesformer_pytorch.TimeSformer):
     "`timesformer_pytorch.TimeSformer` for clips, with faster attention"
     def __init__(self, n_out:int=101, # Classes
@@ -61,7 +74,10 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
                          depth=depth, heads=heads, dim_head=dim_head, attn_dropout=attn_dropout, ff_dropout=ff_dropout, **kwargs)
         self.image_size,self.num_frames,self.moving,self.checkpoint = image_size,num_frames,moving,checkpoint
         for m in self.modules():
-            if type(m) is Attention: m.__class__ = _Attention # made by the package, computed here
+            ours = {Attention: _Attention, GEGLU: _GEGLU}.get(type(m))
+            if ours is None: continue
+            m.__class__ = ours # made by the package, computed here
+            m.recompute = dim >= 512 and not checkpoint # so wide a model is busy with its matrices, and computes the rest twice for next to nothing
 
     def forward(self, x, # A tuple of T tensors B,C,H,W, or a tensor B,T,C,H,W
                 mask=None, # B,T: False for frames that are not to be seen
@@ -70,9 +86,9 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
         n_frames,x = x.shape[1],self._embed(subtract_background(x) if self.moving else x)
         time,space = self._angles(n_frames, x.device) if self.use_rotary_emb else (None,None)
         for over_time,over_space,mlp in self.layers:
-            x = x + self._call(over_time, x, n_frames, True, time, mask)
-            x = x + self._call(over_space, x, n_frames, False, space, mask)
-            x = x + self._call(mlp, x)
+            x = x + _recompute(over_time, x, n_frames, True, time, mask, when=self.checkpoint)
+            x = x + _recompute(over_space, x, n_frames, False, space, mask, when=self.checkpoint)
+            x = x + _recompute(mlp, x, when=self.checkpoint)
         return self.to_out(x[:,0])
 
     def _check(self, x):
@@ -90,9 +106,8 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
     def _angles(self, n_frames, device):
         "Sines and cosines of the positions of frames, and of patches in a frame"
         n = self.image_size//self.patch_size
-        return [o[0] for o in self.frame_rot_emb(n_frames, device)],[o[0] for o in self.image_rot_emb(n, n, device)]
-
-    def _call(self, part, *args): return recompute_in_backward(part, *args, use_reentrant=False) if self.checkpoint and torch.is_grad_enabled() else part(*args)
+        time = torch.arange(n_frames, device=device)[:,None]*self.frame_rot_emb.inv_freqs.repeat(2) # as the package has it; its own code would not leave as ONNX
+        return (time.sin(),time.cos()),[o[0] for o in self.image_rot_emb(n, n, device)]
 
     # the clip interface; properties, so that the package's names for the parameters stay
     @property
