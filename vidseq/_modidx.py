@@ -428,6 +428,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vidseq.vit._image_net': ('vit.html#_image_net', 'vidseq/vit.py'),
                             'vidseq.vit._our_name': ('vit.html#_our_name', 'vidseq/vit.py'),
                             'vidseq.vit._time_angles': ('vit.html#_time_angles', 'vidseq/vit.py'),
+                            'vidseq.vit._written_out': ('vit.html#_written_out', 'vidseq/vit.py'),
+                            'vidseq.vit.attention': ('vit.html#attention', 'vidseq/vit.py'),
                             'vidseq.vit.layer_splitter': ('vit.html#layer_splitter', 'vidseq/vit.py'),
                             'vidseq.vit.load_timesformer': ('vit.html#load_timesformer', 'vidseq/vit.py'),
                             'vidseq.vit.rotate': ('vit.html#rotate', 'vidseq/vit.py')}}}

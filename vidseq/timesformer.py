@@ -14,7 +14,7 @@ from timesformer_pytorch.timesformer_pytorch import GEGLU, Attention
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from .layers import stack_frames, subtract_background
-from .vit import TimeSformerViT, layer_splitter, load_timesformer, rotate
+from .vit import TimeSformerViT, attention, layer_splitter, load_timesformer, rotate
 
 # %% ../nbs/05_timesformer.ipynb #c8af0921
 def _recompute(f, *args, when=True):
@@ -22,28 +22,28 @@ def _recompute(f, *args, when=True):
     return recompute_in_backward(f, *args, use_reentrant=False) if when and torch.is_grad_enabled() else f(*args)
 
 class _Attention(Attention):
-    "The package's attention, with the same parameters, computed by `F.scaled_dot_product_attention`"
+    "The package's attention, with the same parameters, computed by `attention`"
     recompute = False
     def forward(self, x, n_frames, over_time, angles, mask): # B,1+T*N,F -> B,1+T*N,F
         return self.to_out(_recompute(self._attend, self.to_qkv(x), n_frames, over_time, angles, mask, when=self.recompute))
 
     def _attend(self, qkv, n_frames, over_time, angles, mask):
         q,k,v = qkv.unflatten(2, (3,self.heads,-1)).permute(2,0,3,1,4) # each B,h,1+T*N,d
-        out = torch.cat([self._class_token(q, k, v, n_frames, mask), self._patches(q, k, v, n_frames, over_time, angles, mask)], dim=2)
+        first,rest = zip(*(o.split([1,o.shape[2]-1], dim=2) for o in (q,k,v))) # class token, patches
+        out = torch.cat([self._class_token(first[0], k, v, n_frames, mask), self._patches(first, rest, n_frames, over_time, angles, mask)], dim=2)
         return out.transpose(1,2).flatten(2)
 
     def _class_token(self, q, k, v, n_frames, mask):
         if mask is not None: mask = F.pad(mask.repeat_interleave((k.shape[2]-1)//n_frames, dim=1), (1,0), value=True)[:,None,None]
-        return F.scaled_dot_product_attention(q[:,:,:1], k, v, attn_mask=mask)
+        return attention(q, k, v, mask)
 
-    def _patches(self, q, k, v, n_frames, over_time, angles, mask):
+    def _patches(self, first, rest, n_frames, over_time, angles, mask):
         order = (0,3,1,2,4) if over_time else (0,2,1,3,4) # groups, of a place or of a frame, go first
-        def group(x): return x[:,:,1:].unflatten(2, (n_frames,-1)).permute(order) # B,groups,h,n,d
-        def with_class(x, grouped): return torch.cat([x[:,None,:,:1].expand(-1,grouped.shape[1],-1,-1,-1), grouped], dim=3).flatten(0,1)
-        gq,gk = group(q),group(k)
-        if angles is not None: gq,gk = rotate(gq, *angles),rotate(gk, *angles)
-        if mask is not None: mask = F.pad(mask, (1,0), value=True).repeat_interleave(gq.shape[1], dim=0)[:,None,None] if over_time else None
-        out = F.scaled_dot_product_attention(gq.flatten(0,1), with_class(k, gk), with_class(v, group(v)), attn_mask=mask)
+        q,k,v = (o.unflatten(2, (n_frames,-1)).permute(order) for o in rest) # B,groups,h,n,d
+        if angles is not None: q,k = rotate(q, *angles),rotate(k, *angles)
+        def with_class(token, grouped): return torch.cat([token[:,None].expand(-1,grouped.shape[1],-1,-1,-1), grouped], dim=3).flatten(0,1)
+        if mask is not None: mask = F.pad(mask, (1,0), value=True).repeat_interleave(q.shape[1], dim=0)[:,None,None] if over_time else None
+        out = attention(q.flatten(0,1), with_class(first[1], k), with_class(first[2], v), mask)
         return out.unflatten(0, (q.shape[0],-1)).permute((0,2,3,1,4) if over_time else order).flatten(2,3)
 
 class _GEGLU(GEGLU):
