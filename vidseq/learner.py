@@ -19,6 +19,11 @@ from .video import VideoError
 # %% ../nbs/06_learner.ipynb #bfc929ec
 def _takes(model, name): return name in inspect.signature(model).parameters
 
+def _clip_sizes(dls):
+    "What models need to know that are made for one size of clips; frames that are not square are left to them to refuse"
+    clip = dls.train.do_item(0)[0]
+    return dict(num_frames=len(clip), image_size=clip[0].shape[-1])
+
 @delegates(Learner.__init__)
 def video_learner(dls, # `DataLoaders` of clips
                   model, # A model class, a `partial` of one with more settings, or a model
@@ -32,6 +37,7 @@ def video_learner(dls, # `DataLoaders` of clips
     if isinstance(model, nn.Module): return Learner(dls, model, splitter=splitter, metrics=metrics, **kwargs)
     wanted = dict(n_out=ifnone(n_out, get_c(dls)), pretrained=pretrained) | ({} if arch is None else dict(arch=arch))
     given = getattr(model, 'keywords', {})
+    if _takes(model, 'num_frames'): wanted |= _clip_sizes(dls)
     settings = {k:v for k,v in wanted.items() if _takes(model, k) and k not in given}
     if arch is not None and 'arch' not in settings: raise ValueError(f'{getattr(model, "__name__", model)} takes no `arch`, or has one already.')
     learn = Learner(dls, model(**settings), splitter=splitter, metrics=metrics, **kwargs)

@@ -10,6 +10,7 @@ __all__ = ['simple_splitter', 'rnnmodel_splitter', 'SimpleModel', 'RNNModel', 'C
 import torch
 from fastai.vision.all import LinBnDrop, Module, apply_init, create_head, delegates, nn, params, resnet34
 
+from .calls import remembers_call
 from .encoders import create_encoder, small_cnn
 from .layers import ConvLSTM, TimeDistributed, run_rnn, stack_frames, subtract_background
 from .spacetime import Conv3dModel, VideoModel
@@ -29,6 +30,7 @@ class _FrameModel(Module):
 def _one_of(per_frame, pool):
     if per_frame and pool: raise ValueError('`pool` brings the frames together, and `per_frame=True` keeps them apart: choose one.')
 
+@remembers_call
 class SimpleModel(_FrameModel):
     "Frames classified one by one, their logits averaged"
     @delegates(TimeDistributed.__init__, but=['tdim','per_step'])
@@ -63,6 +65,7 @@ class _RecurrentModel(_FrameModel):
 
     def _classify(self, states, last): return self.head(states if self.per_frame else self.pool(states) if self.pool else last)
 
+@remembers_call
 class RNNModel(_RecurrentModel):
     "Frames encoded one by one, read in order by an LSTM"
     @delegates(TimeDistributed.__init__, but=['tdim','per_step'])
@@ -88,6 +91,7 @@ class RNNModel(_RecurrentModel):
     def forward(self, x): return self._classify(*run_rnn(self.rnn, self._encode(x))) # as `SimpleModel`
 
 # %% ../nbs/04_models.ipynb #adaa52bf
+@remembers_call
 class ConvLSTMModel(_RecurrentModel):
     "Frames encoded one by one to maps, read in order by a convolutional LSTM"
     @delegates(TimeDistributed.__init__, but=['tdim','per_step'])

@@ -12,6 +12,7 @@ from fastai.vision.all import Module, nn
 from torchvision.models.video import MViT, S3D, SwinTransformer3d, VideoResNet, r3d_18
 from torchvision.ops import Permute
 
+from .calls import remembers_call
 from .encoders import load_weights, resize_positions, set_channels
 from .layers import stack_frames, subtract_background
 
@@ -30,6 +31,7 @@ class _Pool(Module):
     def __init__(self, per_frame=False): self.per_frame = per_frame
     def forward(self, x): return x.mean(dim=(3,4)).transpose(1,2) if self.per_frame else x.mean(dim=(2,3,4))
 
+@remembers_call
 class Conv3dModel(Module):
     "A small 3D convolutional network for machines without a GPU. After C3D, [arXiv 1412.0767](https://arxiv.org/abs/1412.0767)"
     def __init__(self, n_out:int=101, # Classes
@@ -91,6 +93,7 @@ def _classifier(net):
     parts = next((m for m in (getattr(net, 'classifier', None), getattr(net, 'head', None)) if isinstance(m, nn.Sequential)), ())
     return last,next((m.p for m in parts if isinstance(m, nn.Dropout)), 0.)
 
+@remembers_call
 class VideoModel(Module):
     "One of torchvision's video networks, with a head of its own"
     def __init__(self, arch=r3d_18, # A constructor of `torchvision.models.video`

@@ -19,6 +19,7 @@ from torchvision.models import VisionTransformer, vit_b_16
 from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.ops import StochasticDepth
 
+from .calls import remembers_call
 from .encoders import _create_timm, _ViT, fill_weights, load_weights, read_weights, resize_positions, set_channels
 from .files import _some
 from .layers import stack_frames
@@ -170,8 +171,8 @@ def _image_net(arch, n_out, pretrained):
 
 class _SpaceTimeViT(Module):
     "Clips B,T,C,H,W -> features of each frame B,T,F"
-    def __init__(self, stem, block, num_frames, drop_path, checkpoint):
-        self.stem,self.checkpoint,self.mode = stem,checkpoint,'linear'
+    def __init__(self, stem, block, num_frames, drop_path, checkpoint, mode):
+        self.stem,self.checkpoint,self.mode = stem,checkpoint,mode
         blocks = stem.take_blocks()
         rates = torch.linspace(0, drop_path, len(blocks)).tolist() # later blocks are left out more often
         self.blocks = nn.ModuleList([block(o, stem.n_extra, p) for o,p in zip(blocks, rates)])
@@ -190,6 +191,7 @@ class _SpaceTimeViT(Module):
         for block in self.blocks: tokens = recompute_in_backward(block, tokens, use_reentrant=False) if self.checkpoint and torch.is_grad_enabled() else block(tokens)
         return self.stem.pool(tokens.flatten(0,1)).unflatten(0, x.shape[:2])
 
+@remembers_call
 class TimeSformerViT(Module):
     "An image transformer with attention over time in each block; at first its logits are the mean of the frames'. After [TimeSformer](https://arxiv.org/abs/2102.05095)"
     def __init__(self, arch=vit_b_16, # A constructor of torchvision's `VisionTransformer`, or a name of timm's
@@ -202,10 +204,12 @@ class TimeSformerViT(Module):
                  ps:float=0., # Dropout before the classes
                  per_frame:bool=False, # Logits for each frame
                  checkpoint:bool=False, # Keep only what enters the blocks, compute the rest again in the backward pass: bounds the memory of training
+                 nearest:bool=False, # For other sizes and lengths take the nearest position, as TimeSformer's authors do; default: bicubic in space, linear in time
                 ):
         stem,classifier = _image_net(arch, n_out, pretrained)
         set_channels(stem, n_in, pretrained)
-        self.encoder,self.per_frame = _SpaceTimeViT(stem, block, num_frames, drop_path, checkpoint),per_frame
+        if nearest: stem.resize_positions = partial(resize_positions, mode='nearest')
+        self.encoder,self.per_frame = _SpaceTimeViT(stem, block, num_frames, drop_path, checkpoint, 'nearest' if nearest else 'linear'),per_frame
         self.head = nn.Sequential(nn.Dropout(ps), nn.Linear(classifier.in_features, n_out))
         if classifier.out_features == n_out: self.head[1].load_state_dict(classifier.state_dict())
 
@@ -268,10 +272,7 @@ def load_timesformer(fname:Path, # Of TimeSformer's authors (`.pyth`), or of `tr
     except (KeyError, ValueError) as e: raise ValueError(f'{fname}: these are not the weights of a TimeSformer with positions in time, of its authors or of transformers ({e}). It has {_some(sorted(state))}.') from e
     n_layers,divided = len([k for k in state if k.endswith('.mlp.0.weight')]),any('.time.' in k for k in state)
     arch = partial(VisionTransformer, patch*round((n_pos-1)**.5), patch, n_layers, n_heads or max(1, dim//64), dim, len(state['encoder.blocks.0.mlp.1.0.bias']))
-    model = TimeSformerViT(arch, n_out or n_classes, n_frames, pretrained=False, block=PaperBlock if divided else JointBlock, **kwargs)
-    set_channels(model.encoder.stem, channels, pretrained=False)
+    model = TimeSformerViT(arch, n_out or n_classes, n_frames, pretrained=False, n_in=channels, block=PaperBlock if divided else JointBlock, nearest=True, **kwargs)
     if len(model.head[1].bias) != n_classes: state |= {f'head.{k}': v for k,v in model.head.state_dict().items()}
-    model.encoder.mode = 'nearest' # for other sizes and lengths, as in the code that these were trained with
-    model.encoder.stem.resize_positions = partial(resize_positions, mode='nearest')
     fill_weights(model, state, fname)
     return model

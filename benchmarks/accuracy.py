@@ -1,0 +1,115 @@
+"""Accuracy on groups never trained on: every model from scratch, on the same folds, for the same time; the tutorials' models with their first frames beside them.
+
+A fold holds out whole groups (people, cameras, source videos), so that each clip is scored once, by models that have not seen its group. Intervals are those of drawing the groups anew.
+"""
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from fastai.vision.all import Brightness, Flip, IndexSplitter, LabelSmoothingCrossEntropyFlat, RandomCrop, Resize, ResizeMethod, accuracy, parent_label, plt, set_seed
+from harness import load_module, machine, report
+
+from vidseq.all import Conv3dModel, VideoDataLoaders, epochs_for, extract_videos, frames_folder, get_clips, group_by, small_timesformer, video_info, video_learner, window_frames
+from vidseq.report import contenders
+
+models = contenders | {'3D convolutions': (partial(Conv3dModel, width=24), 1e-2), 'TimeSformer': (small_timesformer, 3e-3)} # from scratch: model and learning rate
+
+
+def folds(groups, n):
+    "Positions that each of `n` folds holds out: whole groups, every n-th of the sorted ones"
+    order = sorted(set(groups))
+    if len(order) < n: raise ValueError(f'{n} folds of {len(order)} groups: there must be a group for each.')
+    return [[i for i,g in enumerate(groups) if g in order[k::n]] for k in range(n)]
+
+
+def our_learner(model, lr, clips, valid, args):
+    "A learner of ours: random windows, shifts and brightness, and flips if they are harmless"
+    height,width = (args.size, args.size) if model is small_timesformer else (args.size, args.size*args.width//args.height//8*8)
+    shift = args.size//8
+    dls = VideoDataLoaders.from_path_func(args.dir, clips, parent_label, splitter=IndexSplitter(valid), seq_len=args.seq_len, sampler=partial(window_frames, step=args.step), bs=args.bs, num_workers=0,
+        item_tfms=[Resize((height+shift,width+shift), ResizeMethod.Squish), RandomCrop((height,width))], batch_tfms=[Brightness(.3)] + [Flip()]*args.flip)
+    return video_learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(.1), wd=.05), lr
+
+
+def tutorials_learner(tutorial, name, clips, valid, args):
+    "A learner of the tutorials: the first 5 frames, 64 pixels, resnet34"
+    from fastai.vision.all import Learner, resnet34
+    dls = tutorial.get_action_dataloaders(clips, bs=args.bs, image_size=64, seq_len=5, val_idxs=valid, num_workers=0)
+    split = dict(SimpleModel=tutorial.simple_splitter, RNNModel=tutorial.rnnmodel_splitter)[name]
+    return Learner(dls, getattr(tutorial, name)(resnet34, len(dls.vocab)), metrics=[accuracy], splitter=split), 1e-3
+
+
+def scored(learner, clips, valid, args):
+    "Train for the time there is; whether each held-out clip is then named rightly; epochs"
+    set_seed(args.seed)
+    learn,lr = learner(clips=clips, valid=valid, args=args)
+    n = epochs_for(learn, args.seconds)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(n, lr)
+        preds,targs = learn.get_preds(dl=learn.dls.test_dl([clips[i] for i in valid], with_labels=True, num_workers=0))
+    return (preds.argmax(1) == targs).numpy(), n
+
+
+def interval(right, groups, rng, n=5000):
+    "95 % of the accuracies that other groups like these would have given: bootstrap over groups"
+    by = [right[groups == g] for g in sorted(set(groups))]
+    sums,sizes = np.array([o.sum() for o in by]),np.array([len(o) for o in by])
+    drawn = rng.integers(len(by), size=(n,len(by)))
+    return np.percentile(sums[drawn].sum(1)/sizes[drawn].sum(1), [2.5,97.5])
+
+
+def plot(rows, fname):
+    "Accuracy of each model, its interval, and its folds as dots"
+    fig,ax = plt.subplots(figsize=(8, .5*len(rows)+1))
+    for y,(_,acc,(low,high),each,_) in enumerate(rows):
+        ax.plot([low,high], [y,y], color='tab:blue', lw=6, alpha=.3)
+        ax.plot(each, [y]*len(each), 'o', color='gray', ms=4)
+        ax.plot([acc], [y], 'D', color='tab:blue')
+    ax.set(yticks=range(len(rows)), yticklabels=[o[0] for o in rows], xlim=(0,1.02), xlabel='accuracy on groups never trained on; interval over groups; a dot for each fold')
+    ax.invert_yaxis()
+    fig.savefig(fname, dpi=80, bbox_inches='tight')
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('dir', type=Path, help='class folders of videos')
+    p.add_argument('--group', default='^[^_]+', help='regular expression for the group in a file name (default: what stands before the first _)')
+    p.add_argument('--baseline', type=Path, help="a Python file with the tutorials' own get_action_dataloaders, SimpleModel and RNNModel")
+    p.add_argument('--models', nargs='*', help=f'some of: {", ".join(models)}')
+    p.add_argument('--folds', type=int, default=3)
+    p.add_argument('--seconds', type=float, default=120, help='training time for each model and fold')
+    p.add_argument('--seq-len', type=int, default=12)
+    p.add_argument('--step', type=int, default=2)
+    p.add_argument('--size', type=int, default=64, help='height of frames, pixels')
+    p.add_argument('--bs', type=int, default=8)
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--flip', action='store_true', help='mirror clips in training: not where left and right are classes')
+    p.add_argument('--plot', type=Path, help='write a picture here')
+    p.add_argument('--save', action='store_true', help='put the table into README.md')
+    args = p.parse_args()
+    videos = get_clips(args.dir)
+    with tempfile.TemporaryDirectory() as tmp:
+        extract_videos(videos, tmp, root=args.dir)
+        info = video_info(videos[0])
+        args.height,args.width = info.height,info.width
+        clips = [frames_folder(v, tmp, args.dir) for v in videos]
+        groups = np.array([group_by(args.group)(v) or '' for v in videos])
+        learners = {name: partial(our_learner, *models[name]) for name in (args.models or models)}
+        if args.baseline:
+            tutorial = load_module(args.baseline)
+            learners |= {f"the tutorials' {name}": partial(tutorials_learner, tutorial, name) for name in ('SimpleModel','RNNModel')}
+        held,rows = folds(groups, args.folds),[]
+        for name,learner in learners.items():
+            right,each,epochs = np.zeros(len(clips), bool),[],[]
+            for valid in held:
+                right[valid],n = scored(learner, clips, valid, args)
+                each.append(right[valid].mean())
+                epochs.append(n)
+                print(f'{name}: {each[-1]:.3f} after {n} epochs', flush=True)
+            rows.append((name, right.mean(), interval(right, groups, np.random.default_rng(0)), each, epochs))
+    lines = [f'| {name} | {acc:.3f} | {low:.2f} to {high:.2f} | {" ".join(f"{o:.2f}" for o in each)} | {" ".join(map(str, epochs))} |' for name,acc,(low,high),each,epochs in rows]
+    text = '\n'.join(['| model | accuracy | 95 % over groups | each fold | epochs |', '|---|---|---|---|---|', *lines])
+    report('accuracy', [machine('torch', 'fastai'), f'{len(clips)} clips of {len(set(map(parent_label, clips)))} classes, {len(set(groups))} groups in {args.folds} folds; {args.seconds:.0f} s of training each.', text], args.save)
+    if args.plot: plot(rows, args.plot)
