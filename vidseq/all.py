@@ -13,6 +13,7 @@ from vidseq.show import *
 from vidseq.loader import *
 from vidseq.data import *
 from vidseq.augment import *
+from vidseq.calls import *
 from vidseq.layers import *
 from vidseq.encoders import *
 from vidseq.spacetime import *
@@ -20,4 +21,6 @@ from vidseq.models import *
 from vidseq.timesformer import *
 from vidseq.export import *
 from vidseq.learner import *
+from vidseq.scores import *
+from vidseq.ship import *
 from vidseq.report import *

@@ -18,7 +18,7 @@ def _is_known(module): return any(module == o or module.startswith(f'{o}.') for 
 def call_to_data(o # What a model or a sampler is made with: numbers, texts, functions, classes, `partial`s, and lists and dicts of them
                 )->object: # The same as JSON can hold it
     "Write a call down; `ValueError` for what is no data, as modules, and functions of one's own, are"
-    if o is None or isinstance(o, (bool,int,float,str)): return o
+    if o is None or isinstance(o, (bool,int,float)) or isinstance(o, str) and ':' not in o: return o
     if isinstance(o, (tuple,list)): return list(map(call_to_data, o))
     if isinstance(o, dict): return dict(dict=[[k, call_to_data(v)] for k,v in o.items()])
     if isinstance(o, partial): return dict(call=call_to_data(o.func), args=call_to_data(o.args), kwargs={k: call_to_data(v) for k,v in o.keywords.items()})
@@ -31,6 +31,7 @@ def call_from_data(data # What `call_to_data` gave
                   )->object: # What that got; lists for tuples
     "What was written down; `ValueError` where it names anything else than the functions and classes of `known_modules`"
     if isinstance(data, list): return list(map(call_from_data, data))
+    if isinstance(data, str) and ':' in data: raise ValueError(f'{data!r} names something to be fetched, not a network of timm\'s')
     if not isinstance(data, dict): return data
     if set(data) == {'dict'}: return {k: call_from_data(v) for k,v in data['dict']}
     if set(data) == {'call','args','kwargs'}: return partial(call_from_data(data['call']), *call_from_data(data['args']), **{k: call_from_data(v) for k,v in data['kwargs'].items()})
