@@ -21,6 +21,7 @@ from vidseq.models import *
 from vidseq.timesformer import *
 from vidseq.export import *
 from vidseq.learner import *
+from vidseq.timeline import *
 from vidseq.scores import *
 from vidseq.ship import *
 from vidseq.report import *

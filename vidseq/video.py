@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['video_extensions', 'VideoError', 'write_video', 'get_videos', 'open_video', 'extract_frames', 'read_frames',
-           'video_info', 'decode_video']
+           'stream_frames', 'video_info', 'decode_video']
 
 # %% ../nbs/00_video.ipynb #79578288
 import math, os
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -171,6 +172,20 @@ def read_frames(path:str|Path, # A video file
                )->np.ndarray: # T,H,W,3 uint8
     "The frames `idxs` of a video: equal to decoding everything and indexing. Should the size change on the way, all have the first frame's"
     return np.stack([np.asarray(_image(o)) for o in _read(path, idxs, size, max_pixels)]) # by way of PIL: NumPy takes five times longer to leave out the fourth channel
+
+# %% ../nbs/00_video.ipynb #bba965d2
+def _picture(to_rgb, frame): return np.ascontiguousarray(_array(to_rgb(frame), _turns(frame))[...,:3])
+
+def stream_frames(source, # A video file, or what `av.open` gave: a camera, a stream
+                  size:int=None, # Scale the short side of the pictures to so many pixels
+                  max_pixels:int=2**26, # Refuse larger frames
+                 ): # A generator of functions that give upright H,W,3 uint8
+    "The frames of a video as they come, in display order; none is kept"
+    is_file = isinstance(source, (str,Path))
+    name = source if is_file else source.name
+    to_rgb = _ToRGB(name, size, 'rgba' if size else 'rgb24')
+    with closing(_decode(source, max_pixels) if is_file else _frames(name, source.decode(video=0), max_pixels)) as frames:
+        for frame in frames: yield partial(_picture, to_rgb, frame)
 
 # %% ../nbs/00_video.ipynb #84fbc6c5
 def _is_shown(packet, codec):
