@@ -30,6 +30,7 @@ bench: $(VENV)/installed-dev ## what benchmarks/ measures, tables into its READM
 	$(BIN)/python benchmarks/load.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
 	$(BIN)/python benchmarks/models.py $(if $(BASELINE),--baseline $(BASELINE)) --save
 	$(BIN)/python benchmarks/timesformer.py --save
+	$(if $(DIR),$(BIN)/python benchmarks/accuracy.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save)
 
 prep: $(VENV)/installed-dev ## what a commit needs: modules from notebooks, clean notebooks, README
 	$(RUN) nbdev-export

@@ -23,5 +23,6 @@ from vidseq.export import *
 from vidseq.learner import *
 from vidseq.timeline import *
 from vidseq.scores import *
+from vidseq.interpret import *
 from vidseq.ship import *
 from vidseq.report import *

@@ -13,10 +13,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, Categorize, Datasets, L, Learner, Resize, ResizeMethod, TfmdLists, ifnone, patch, plt
+from fastai.vision.all import Callback, Categorize, Datasets, L, Learner, Resize, ResizeMethod, TfmdLists, ifnone, plt
 from fastcore.all import BasicRepr
 
-from .clips import ImageTuple, ImageTupleTfm
+from .clips import ImageTupleTfm
 from .splits import clip_paths, group_by, ucf_group
 
 # %% ../nbs/06b_scores.ipynb #1b4740eb

@@ -8,7 +8,6 @@ __all__ = ['model_card', 'save_model', 'load_model']
 # %% ../nbs/06c_ship.ipynb #a46e1594
 import hashlib, json, platform
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import fastai, torch, torchvision

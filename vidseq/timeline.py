@@ -7,12 +7,11 @@ __all__ = ['sliding_windows', 'plot_timeline', 'timeline_segments']
 
 # %% ../nbs/06d_timeline.ipynb #5d5140c2
 import os
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from fastai.vision.all import Learner, ifnone, patch, plt
 from fastprogress.fastprogress import progress_bar
 

@@ -96,7 +96,8 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
     def _check(self, x):
         want = (self.num_frames, self.image_size, self.image_size)
         if (found := (x.shape[1], *x.shape[-2:])) == want: return x
-        raise ValueError(f'This TimeSformer was made for clips of {want[0]} frames of {want[1]}x{want[2]}, not {found[0]} of {found[1]}x{found[2]}: set its `num_frames` and `image_size` as the data have them.')
+        todo = 'set its `num_frames` and `image_size` as the data have them' if found[1] == found[2] else 'its frames are square, so crop or squish those of the data'
+        raise ValueError(f'This TimeSformer was made for clips of {want[0]} frames of {want[1]}x{want[2]}, not {found[0]} of {found[1]}x{found[2]}: {todo}.')
 
     def _embed(self, x):
         "B,T,C,H,W -> B,1+T*N,F"
