@@ -18,7 +18,7 @@ def test_demo(tmp_path, monkeypatch):
     page = (tmp_path/'demo'/'index.html').read_text(encoding='utf-8')
     assert page.count('data:image/gif') == 12 and not re.search(r'(?:src|href)="(?!data:)', page)
     video = next((tmp_path/'fastai').rglob('*.avi'))
-    assert main(['predict', str(tmp_path/'demo'/'model.pkl'), str(video)]) == 0
+    assert main(['predict', str(tmp_path/'demo'/'model.json'), str(video)]) == 0
 
 
 @pytest.mark.slow

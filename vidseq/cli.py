@@ -6,7 +6,7 @@
 __all__ = ['train', 'main']
 
 # %% ../nbs/08_cli.ipynb #3bfad026
-import argparse, contextlib, sys, warnings, zlib
+import argparse, contextlib, csv, json, sys, warnings, zlib
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
              'The split is random: if clips share a source, a person or a camera, name it with --groups, or the scores flatter.')
     best = write_report(out, learners, title=f'vidseq: {folder.name}', about=about, source=source.get)
     for name,learn in learners.items(): print(f'{learn.report["accuracy"]:7.1%}  {name}')
-    print(f'{out/"index.html"} shows them, {out/"model.pkl"} is the best: {best}')
+    print(f'{out/"index.html"} shows them, {out/"model.json"} is the best: {best}')
     return learners
 
 # %% ../nbs/08_cli.ipynb #da33d9ef
@@ -123,19 +123,75 @@ def _train(args):
     out = args.out or Path(f'vidseq-{args.folder.resolve().name}')
     train(args.folder, out, groups=args.groups, seconds=args.seconds, size=args.size, seq_len=args.frames, step=args.step, bs=args.bs, seed=args.seed, workers=args.workers)
 
-def _predict(args):
+def _open_model(fname):
+    "A learner from what `save_model`, or `learn.export()`, wrote"
     from vidseq.learner import open_learner
+    from vidseq.ship import load_model
+    return open_learner(fname) if fname.suffix == '.pkl' else load_model(fname)
+
+def _predict(args):
     from vidseq.video import VideoError
-    learn,failed = open_learner(args.model),0
+    learn,found,failed = _open_model(args.model),{},0
     for video in args.videos:
-        try: res = learn.predict_video(video, k=args.top)
+        try: found[str(video)] = learn.predict_video(video, k=args.top)
         except VideoError as e:
             print(f'vidseq: {e}', file=sys.stderr)
             failed += 1
             continue
+        if args.json: continue
         print(video)
-        for name,p in res: print(f'  {p:6.1%}  {name}')
+        for name,p in found[str(video)]: print(f'  {p:6.1%}  {name}')
+    if args.json: print(json.dumps(found, indent=1))
     return 1 if failed else 0
+
+def _evaluate(args):
+    from fastai.vision.all import parent_label
+    from vidseq.loader import get_clips
+    from vidseq.scores import evaluate
+    from vidseq.splits import ucf_group
+    learn = _open_model(args.model)
+    clips = get_clips(args.folder)
+    with _bar_on_stderr(): scores = evaluate(learn, learn.dls.test_dl(clips, num_workers=0), parent_label, n_views=args.views, crops=args.crops, group=args.groups or ucf_group)
+    if args.json: return print(json.dumps(scores.to_dict() | dict(classes=scores.per_class().to_dict('records')), indent=1))
+    print(scores)
+    print(scores.per_class().to_string(index=False, formatters=dict(accuracy='{:.1%}'.format)))
+
+def _timeline(args):
+    from vidseq.timeline import timeline_segments
+    learn = _open_model(args.model)
+    with _bar_on_stderr(): timeline = learn.predict_timeline(args.video, window=args.window, stride=args.stride, fps=args.fps)
+    segments = timeline_segments(timeline, args.threshold)
+    if args.csv: timeline.to_csv(args.csv, index=False)
+    if args.json: return print(json.dumps(segments.to_dict('records'), indent=1))
+    for row in segments.itertuples(): print(f'{row.start:8.2f} {row.end:8.2f} {row.probability:6.1%}  {row.label}')
+
+def _export(args):
+    import numpy as np
+    from vidseq.clips import ImageTuple
+    from vidseq.export import export_onnx, export_program
+    from vidseq.files import new_file
+    from vidseq.timeline import _clip_tfm
+    if args.out.suffix not in ('.onnx','.pt2'): raise ValueError(f'{args.out}: the ending says what is wanted: .onnx, or .pt2 for a PyTorch program.')
+    learn = _open_model(args.model)
+    noise = ImageTuple.create(np.random.default_rng(0).integers(0, 256, (_clip_tfm(learn).seq_len,240,320,3), np.uint8))
+    clip = learn.dls.test_dl([noise], num_workers=0).one_batch()[0]
+    if args.out.suffix == '.onnx': export_onnx(learn.model, args.out, clip, args.any_length)
+    else:
+        import torch
+        program = export_program(learn.model, clip, args.any_length)
+        with new_file(args.out) as part: torch.export.save(program, part)
+    print(f'{args.out}: clips {"x".join(map(str, ("any" if args.any_length else len(clip), *clip[0].shape[1:])))}, normalised as in {args.model}, to {len(learn.dls.vocab)} logits')
+
+def _split(args):
+    from fastai.vision.all import parent_label
+    from vidseq.loader import get_clips
+    from vidseq.splits import default_splitter
+    clips = get_clips(args.folder)
+    with _bar_on_stderr(): _,valid = default_splitter(args.groups, args.valid_pct, args.seed, parent_label)(clips)
+    valid = set(valid)
+    table = csv.writer(args.out.open('w', newline='', encoding='utf-8') if args.out else sys.stdout)
+    table.writerow(('clip', 'label', 'is_valid'))
+    for i,clip in enumerate(clips): table.writerow((clip.relative_to(args.folder).as_posix(), parent_label(clip), i in valid))
 
 # %% ../nbs/08_cli.ipynb #89bf2aff
 def _parser():
@@ -182,10 +238,43 @@ def _parser():
     c.add_argument('videos', type=Path, nargs='+', metavar='PATH', help='video files, or folders of them')
     pixels(c)
 
-    c = command('predict', _predict, 'Print the most probable classes of videos. A model file is a Python pickle: open only those you trust.')
-    c.add_argument('model', type=Path, metavar='MODEL', help='model.pkl of `vidseq train`, or any `learn.export()`')
+    def model(c): c.add_argument('model', type=Path, metavar='MODEL', help='model.json of `vidseq train` or `save_model`. A .pkl of `learn.export()` works too, but can run code: open only those you trust')
+    def as_json(c): c.add_argument('--json', action='store_true', help='print JSON, for other programs')
+    c = command('predict', _predict, 'Print the most probable classes of videos.')
+    model(c)
     c.add_argument('videos', type=Path, nargs='+', metavar='VIDEO', help='video files, or folders of frames')
     c.add_argument('--top', type=int, default=3, help='how many classes (default: %(default)s)')
+    as_json(c)
+
+    c = command('evaluate', _evaluate, 'Score a model on a folder of class folders: each video once, with an interval over groups.')
+    model(c)
+    c.add_argument('folder', type=Path, metavar='DIR')
+    c.add_argument('--groups', nargs='?', const='^[^_]+', metavar='REGEX', help='which videos belong together, as for `train`')
+    c.add_argument('--views', type=int, default=1, help='clips of each video, whose probabilities are averaged (default: %(default)s)')
+    c.add_argument('--crops', type=int, default=1, choices=(1,3), help='crops of each clip (default: %(default)s)')
+    as_json(c)
+
+    c = command('timeline', _timeline, 'Print what happens when in a long video: start, end, probability and class.')
+    model(c)
+    c.add_argument('video', type=Path, metavar='VIDEO', help='a video file, or a folder of frames')
+    c.add_argument('--window', type=float, default=2, help='seconds that a prediction looks at (default: %(default)s)')
+    c.add_argument('--stride', type=float, default=1, help='seconds from one prediction to the next (default: %(default)s)')
+    c.add_argument('--threshold', type=float, default=.5, help='probability from which on a class is said to happen (default: %(default)s)')
+    c.add_argument('--fps', type=float, help='frames per second of a folder of frames')
+    c.add_argument('--csv', type=Path, help='write all probabilities of all windows to this file')
+    as_json(c)
+
+    c = command('export', _export, 'Write a model as a program for other machines, and compare what it says.')
+    model(c)
+    c.add_argument('out', type=Path, metavar='OUT', help='OUT.onnx, or OUT.pt2 for a PyTorch program')
+    c.add_argument('--any-length', action='store_true', help='also for other numbers of frames')
+
+    c = command('split', _split, 'Divide a folder of class folders into training and validation, groups kept whole, as a table for `VideoDataLoaders.from_csv(..., valid_col="is_valid")`.')
+    c.add_argument('folder', type=Path, metavar='DIR')
+    c.add_argument('--groups', nargs='?', const='^[^_]+', metavar='REGEX', help='which videos belong together, as for `train`')
+    c.add_argument('--valid-pct', type=float, default=.2, help='share for validation (default: %(default)s)')
+    c.add_argument('--seed', type=int, default=0, help='same seed, same split (default: %(default)s)')
+    c.add_argument('--out', type=Path, help='write to this file (default: print)')
     return p
 
 def main(argv=None)->int: # 0, 1 after an error, 2 for wrong arguments

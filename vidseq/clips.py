@@ -144,7 +144,7 @@ def _taken(sampler):
 
 class ImageTupleTfm(RandTransform):
     "A folder of frames, or a video file, to an `ImageTuple` of `seq_len` frames chosen by `sampler`"
-    split_idx = None # for training and validation alike
+    split_idx,train = None,False # for training and validation alike
     input_types = Path,str # what fastai takes for the item of a test set, whatever the items of the training set are
     def __init__(self,
                  seq_len:int=20, # Frames in a clip

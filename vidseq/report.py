@@ -19,6 +19,7 @@ from .data import ImageTupleTfm
 from .encoders import small_cnn
 from .learner import epochs_for, video_learner
 from .models import Conv3dModel, ConvLSTMModel, RNNModel, SimpleModel
+from .ship import save_model
 
 # %% ../nbs/07b_report.ipynb #1c08ade3
 contenders = {'Frame average': (partial(SimpleModel, small_cnn, pretrained=False, grid=4), 3e-3),
@@ -105,7 +106,7 @@ def _score_rows(learners, best):
         r,n = learn.report,sum(p.numel() for p in learn.model.parameters())
         yield f'<tr{" class=best" if name == best else ""}><td>{html.escape(name)}</td><td>{r["accuracy"]:.1%}</td><td>{r["valid_loss"]:.3f}</td><td>{r["epochs"]}</td><td>{r["seconds"]}</td><td>{n/1e6:.2f} M</td></tr>'
 
-def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best model, `model.pkl`
+def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best model, `model.json` and `model.safetensors`
                  learners:dict, # From `compare_models`
                  title:str='vidseq', # Heading of the page
                  about:str='', # A sentence on the data or the split, for the page
@@ -131,6 +132,5 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
 <h2>Validation clips</h2><p>Truth, and below it what <i>{html.escape(best)}</i> says.</p><div class="clips">{"".join(_clip_gifs(learn, source or (lambda o: o), n_clips))}</div>
 <h2>What is taken for what</h2><div class="row">{"".join(_confusions(learners))}</div>'''
     (out/'index.html').write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_style}</style><body>{body}</body></html>', encoding='utf-8')
-    learn.path = out.resolve()
-    learn.export('model.pkl')
+    save_model(learn, out/'model', card=dict(name=best, about=about), own=not isinstance(getattr(learn.model, 'call', None), dict))
     return best

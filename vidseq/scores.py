@@ -17,6 +17,7 @@ from fastai.vision.all import Callback, Categorize, Datasets, L, Learner, Resize
 from fastcore.all import BasicRepr
 
 from .clips import ImageTupleTfm
+from .files import _some
 from .splits import clip_paths, group_by, ucf_group
 
 # %% ../nbs/06b_scores.ipynb #1b4740eb
@@ -115,8 +116,16 @@ class Scores(BasicRepr):
 def _one_class(learn):
     if not any(type(o) is Categorize for o in getattr(learn.dls.valid.dataset.tls[-1].tfms, 'fs', ())): raise ValueError('Scores are for videos of one class each. For several labels or numbers `learn.validate()` gives the metrics.')
 
+def _as_numbers(labels, paths, vocab):
+    labels = [labels(o) for o in paths] if callable(labels) else list(labels)
+    if len(labels) != len(paths): raise ValueError(f'{len(labels)} labels for {len(paths)} clips.')
+    unknown = sorted({str(o) for o in labels if o not in vocab})
+    if unknown: raise ValueError(f'The model knows no {_some(unknown)}: its classes are {_some(vocab)}.')
+    return torch.tensor([vocab.index(o) for o in labels])
+
 def evaluate(learn:Learner, # Trained
              dl=None, # Labelled clips; default: the validation set
+             labels=None, # The classes of a `dl` without labels, as that of a model without data is: a function of their paths, as `parent_label`, or a list
              n_views:int=1, # Clips of each video, see `clip_views`
              crops:int=1, # Or 3 of each clip
              group=ucf_group, # Function from a path to its group, or a regular expression for `group_by`; a clip without a group is its own
@@ -126,10 +135,12 @@ def evaluate(learn:Learner, # Trained
     dl,group = ifnone(dl, learn.dls.valid),group_by(group) if isinstance(group, str) else group
     paths = clip_paths(dl.dataset)
     if not len(paths): raise ValueError('There are no clips to score: the learner has no validation set. Give a `dl`, as `dls.test_dl(clips, with_labels=True)`.')
-    views = list(clip_views(dl, n_views, crops))
+    views,vocab = list(clip_views(dl, n_views, crops)),list(learn.dls.vocab)
     with learn.no_logging(): preds = [learn.get_preds(dl=o) for o in views]
     groups = [group(p) if group(p) is not None else p for p in paths]
-    return Scores(sum(p for p,_ in preds)/len(preds), preds[0][1], learn.dls.vocab, paths, groups, len(views))
+    targs = preds[0][1] if labels is None else _as_numbers(labels, paths, vocab)
+    if targs is None: raise ValueError('These clips have no labels: give `labels`, as `parent_label`, or make the loader with `with_labels=True`.')
+    return Scores(sum(p for p,_ in preds)/len(preds), targs, vocab, paths, groups, len(views))
 
 # %% ../nbs/06b_scores.ipynb #b6e6b94c
 class _Reorder(Callback):
