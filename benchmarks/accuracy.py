@@ -11,10 +11,10 @@ import numpy as np
 from fastai.vision.all import Brightness, Flip, IndexSplitter, LabelSmoothingCrossEntropyFlat, RandomCrop, Resize, ResizeMethod, accuracy, parent_label, plt, set_seed
 from harness import load_module, machine, report
 
-from vidseq.all import Conv3dModel, VideoDataLoaders, epochs_for, extract_videos, frames_folder, get_clips, group_by, small_timesformer, video_info, video_learner, window_frames
+from vidseq.all import VideoDataLoaders, epochs_for, extract_videos, frames_folder, get_clips, group_by, small_timesformer, video_info, video_learner, window_frames
 from vidseq.report import contenders
 
-models = contenders | {'3D convolutions': (partial(Conv3dModel, width=24), 1e-2), 'TimeSformer': (small_timesformer, 3e-3)} # from scratch: model and learning rate
+models = contenders | {'TimeSformer': (small_timesformer, 3e-3)} # from scratch: model and learning rate
 
 
 def folds(groups, n):

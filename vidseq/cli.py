@@ -184,14 +184,15 @@ def _export(args):
 
 def _split(args):
     from fastai.vision.all import parent_label
+    from vidseq.files import new_file
     from vidseq.loader import get_clips
     from vidseq.splits import default_splitter
     clips = get_clips(args.folder)
     with _bar_on_stderr(): _,valid = default_splitter(args.groups, args.valid_pct, args.seed, parent_label)(clips)
     valid = set(valid)
-    table = csv.writer(args.out.open('w', newline='', encoding='utf-8') if args.out else sys.stdout)
-    table.writerow(('clip', 'label', 'is_valid'))
-    for i,clip in enumerate(clips): table.writerow((clip.relative_to(args.folder).as_posix(), parent_label(clip), i in valid))
+    rows = [('clip','label','is_valid'), *((o.relative_to(args.folder).as_posix(), parent_label(o), i in valid) for i,o in enumerate(clips))]
+    if not args.out: return csv.writer(sys.stdout).writerows(rows)
+    with new_file(args.out) as part, part.open('w', newline='', encoding='utf-8') as f: csv.writer(f).writerows(rows)
 
 # %% ../nbs/08_cli.ipynb #89bf2aff
 def _parser():
