@@ -11,7 +11,7 @@ import numpy as np
 from fastai.vision.all import Brightness, Flip, IndexSplitter, LabelSmoothingCrossEntropyFlat, RandomCrop, Resize, ResizeMethod, accuracy, parent_label, plt, set_seed
 from harness import load_module, machine, report
 
-from vidseq.all import VideoDataLoaders, epochs_for, extract_videos, frames_folder, get_clips, group_by, small_timesformer, video_info, video_learner, window_frames
+from vidseq.all import VideoDataLoaders, epochs_for, extract_videos, frames_folder, get_clips, group_by, group_interval, small_timesformer, video_info, video_learner, window_frames
 from vidseq.report import contenders
 
 models = contenders | {'TimeSformer': (small_timesformer, 3e-3)} # from scratch: model and learning rate
@@ -50,14 +50,6 @@ def scored(learner, clips, valid, args):
         learn.fit_one_cycle(n, lr)
         preds,targs = learn.get_preds(dl=learn.dls.test_dl([clips[i] for i in valid], with_labels=True, num_workers=0))
     return (preds.argmax(1) == targs).numpy(), n
-
-
-def interval(right, groups, rng, n=5000):
-    "95 % of the accuracies that other groups like these would have given: bootstrap over groups"
-    by = [right[groups == g] for g in sorted(set(groups))]
-    sums,sizes = np.array([o.sum() for o in by]),np.array([len(o) for o in by])
-    drawn = rng.integers(len(by), size=(n,len(by)))
-    return np.percentile(sums[drawn].sum(1)/sizes[drawn].sum(1), [2.5,97.5])
 
 
 def plot(rows, fname):
@@ -108,7 +100,7 @@ if __name__ == '__main__':
                 each.append(right[valid].mean())
                 epochs.append(n)
                 print(f'{name}: {each[-1]:.3f} after {n} epochs', flush=True)
-            rows.append((name, right.mean(), interval(right, groups, np.random.default_rng(0)), each, epochs))
+            rows.append((name, right.mean(), group_interval(right, groups), each, epochs))
     lines = [f'| {name} | {acc:.3f} | {low:.2f} to {high:.2f} | {" ".join(f"{o:.2f}" for o in each)} | {" ".join(map(str, epochs))} |' for name,acc,(low,high),each,epochs in rows]
     text = '\n'.join(['| model | accuracy | 95 % over groups | each fold | epochs |', '|---|---|---|---|---|', *lines])
     report('accuracy', [machine('torch', 'fastai'), f'{len(clips)} clips of {len(set(map(parent_label, clips)))} classes, {len(set(groups))} groups in {args.folds} folds; {args.seconds:.0f} s of training each.', text], args.save)

@@ -355,6 +355,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidseq.scores._one_class': ('scores.html#_one_class', 'vidseq/scores.py'),
                                'vidseq.scores._shuffled': ('scores.html#_shuffled', 'vidseq/scores.py'),
                                'vidseq.scores._view_of': ('scores.html#_view_of', 'vidseq/scores.py'),
+                               'vidseq.scores.class_table': ('scores.html#class_table', 'vidseq/scores.py'),
                                'vidseq.scores.clip_views': ('scores.html#clip_views', 'vidseq/scores.py'),
                                'vidseq.scores.evaluate': ('scores.html#evaluate', 'vidseq/scores.py'),
                                'vidseq.scores.group_interval': ('scores.html#group_interval', 'vidseq/scores.py'),

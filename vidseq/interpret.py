@@ -16,6 +16,7 @@ from fastai.vision.all import ClassificationInterpretation, Learner, TensorImage
 
 from .clips import ImageTuple
 from .layers import stack_frames
+from .scores import class_table
 
 # %% ../nbs/07_interpret.ipynb #1f205d49
 class ClipInterpretation(ClassificationInterpretation):
@@ -33,11 +34,8 @@ class ClipInterpretation(ClassificationInterpretation):
         return _Html(''.join(cells))
 
     def per_class(self)->pd.DataFrame:
-        "How many clips of each class, how many of them named rightly, and what they are taken for most"
-        counts = self.confusion_matrix()
-        wrong = counts*(1-np.eye(len(counts), dtype=int))
-        rows = [(str(v), int(n.sum()), n[i]/n.sum(), str(self.vocab[int(w.argmax())]) if w.any() else '') for i,(v,n,w) in enumerate(zip(self.vocab, counts, wrong)) if n.sum()]
-        return pd.DataFrame(rows, columns=['label','clips','accuracy','taken_for'])
+        "How many clips of each class, how many of them named rightly, and what they are taken for most: see `class_table`"
+        return class_table(self.confusion_matrix(), self.vocab)
 
 class _Html:
     def __init__(self, html): self.html = html
