@@ -90,7 +90,7 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
         for over_time,over_space,mlp in self.layers:
             x = x + _recompute(over_time, x, n_frames, True, time, mask, when=self.checkpoint)
             x = x + _recompute(over_space, x, n_frames, False, space, mask, when=self.checkpoint)
-            x = x + _recompute(mlp, x, when=self.checkpoint)
+            x = x + (torch.cat([_recompute(mlp, o) for o in x.split(256, dim=1)], dim=1) if self.checkpoint else mlp(x)) # a part of the tokens at a time: an MLP is large in its middle
         return self.to_out(x[:,0])
 
     def _check(self, x):
