@@ -61,6 +61,17 @@ def test_package(dim_head, rotary_emb, mask, shift_tokens, checkpoint, recompute
         for got,want in zip(gs, grads[0], strict=True): same(got, want, 1e-8)
 
 
+@pytest.mark.parametrize('shift_tokens', [False, True])
+def test_checkpoints_of_many_tokens(shift_tokens):
+    "More than are taken at a time: the same logits and gradients"
+    kw = small | dict(image_size=64, num_frames=5, attn_dropout=0., ff_dropout=0., shift_tokens=shift_tokens)
+    plain,again = TimeSformer(6, **kw).double(),TimeSformer(6, checkpoint=True, **kw).double()
+    again.load_state_dict(plain.state_dict())
+    outs = [net(clips(5, (64,64)).double()) for net in (plain, again)]
+    same(outs[1], outs[0], 1e-10)
+    for got,want in zip(*(torch.autograd.grad(out.square().sum(), params(net)) for out,net in zip(outs[::-1], (again, plain))), strict=True): same(got, want, 1e-10)
+
+
 def test_wide_models_equal_the_package():
     "They compute attention again in the backward pass"
     assert TimeSformer(**small | dict(dim=512)).layers[0][0].fn.recompute

@@ -444,6 +444,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'vidseq/timesformer.py'),
                                     'vidseq.timesformer.TimeSformer._embed': ( 'timesformer.html#timesformer._embed',
                                                                                'vidseq/timesformer.py'),
+                                    'vidseq.timesformer.TimeSformer._mlp': ('timesformer.html#timesformer._mlp', 'vidseq/timesformer.py'),
                                     'vidseq.timesformer.TimeSformer.encoder': ( 'timesformer.html#timesformer.encoder',
                                                                                 'vidseq/timesformer.py'),
                                     'vidseq.timesformer.TimeSformer.forward': ( 'timesformer.html#timesformer.forward',

@@ -10,7 +10,7 @@ import timesformer_pytorch
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import delegates, nn
-from timesformer_pytorch.timesformer_pytorch import GEGLU, Attention
+from timesformer_pytorch.timesformer_pytorch import GEGLU, Attention, PreTokenShift
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from .calls import remembers_call
@@ -90,8 +90,14 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
         for over_time,over_space,mlp in self.layers:
             x = x + _recompute(over_time, x, n_frames, True, time, mask, when=self.checkpoint)
             x = x + _recompute(over_space, x, n_frames, False, space, mask, when=self.checkpoint)
-            x = x + (torch.cat([_recompute(mlp, o) for o in x.split(256, dim=1)], dim=1) if self.checkpoint else mlp(x)) # a part of the tokens at a time: an MLP is large in its middle
+            x = x + self._mlp(mlp, x)
         return self.to_out(x[:,0])
+
+    def _mlp(self, mlp, x):
+        "An MLP is large in its middle: with `checkpoint`, 256 tokens at a time, unless they are shifted between frames"
+        if not self.checkpoint: return mlp(x)
+        parts = [x] if isinstance(mlp.fn, PreTokenShift) else x.split(256, dim=1)
+        return torch.cat([_recompute(mlp, o) for o in parts], dim=1)
 
     def _check(self, x):
         want = (self.num_frames, self.image_size, self.image_size)
