@@ -43,13 +43,17 @@ class _Html:
 
 # %% ../nbs/07_interpret.ipynb #e228213d
 def _as_batch(learn, clip):
-    "A clip, or the path of a video or of a folder of frames, as the model gets it: 1,T,C,H,W"
+    "A clip, or the path of a video or of a folder of frames, as the model gets it: 1,T,C,H,W; such a tensor as it is"
+    if isinstance(clip, torch.Tensor): return clip.detach()
     batch = learn.dls.test_dl([Path(clip) if isinstance(clip, str) else clip], num_workers=0).one_batch()
     return stack_frames(batch[0] if isinstance(batch[0], (tuple,list)) else batch).as_subclass(torch.Tensor)
 
-def _class_of(learn, target, logits): return int(logits.argmax()) if target is None else list(learn.dls.vocab).index(target) if target in learn.dls.vocab else _no_class(learn, target)
-
-def _no_class(learn, target): raise ValueError(f'{target!r} is none of the classes {", ".join(map(str, learn.dls.vocab))}.')
+def _class_of(learn, target, logits):
+    "The number of a class"
+    vocab = list(learn.dls.vocab)
+    if target is None: return int(logits.argmax())
+    if target not in vocab: raise ValueError(f'{target!r} is none of the classes {", ".join(map(str, vocab))}.')
+    return vocab.index(target)
 
 @torch.no_grad()
 def frame_importance(learn:Learner, # Trained
@@ -100,7 +104,8 @@ def explain(self:Learner, clip, # A path, or an `ImageTuple`
             n:int=8, # How many frames to draw
            ): # A figure
     "Frames of a clip, where the model looked, and what each frame was worth"
-    x,worth,heat = _as_batch(self, clip)[0],frame_importance(self, clip, target),class_activation(self, clip, target)
+    batch = _as_batch(self, clip) # read once
+    x,worth,heat = batch[0],frame_importance(self, batch, target),class_activation(self, batch, target)
     idxs = np.linspace(0, len(x)-1, min(n, len(x))).round().astype(int)
     low,high = x.min(),x.max()
     fig,axs = plt.subplots(2, len(idxs), figsize=(1.5*len(idxs),3), gridspec_kw=dict(height_ratios=[3,1]), squeeze=False)
@@ -119,7 +124,8 @@ def explain(self:Learner, clip, # A path, or an `ImageTuple`
 def explain_gif(self:Learner, clip, fname, # As for `explain`; where to write
                 target=None, fps:int=8, size:int=160):
     "The clip with where the model looked, as an animated GIF; `fname`"
-    x,heat = _as_batch(self, clip)[0],class_activation(self, clip, target)
+    batch = _as_batch(self, clip)
+    x,heat = batch[0],class_activation(self, batch, target)
     grey = ((x-x.min())/(x.max()-x.min())).mean(1).cpu()
     colours = torch.from_numpy(plt.get_cmap('inferno')(heat.numpy())[...,:3]).float().permute(0,3,1,2)
     return ImageTuple(TensorImage(o) for o in grey[:,None]*.5 + colours*.5).to_gif(fname, fps, size)

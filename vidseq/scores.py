@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import Callback, Categorize, Datasets, L, Learner, Resize, ResizeMethod, TfmdLists, ifnone, plt
-from fastcore.all import BasicRepr
 
 from .clips import ImageTupleTfm
 from .files import _some
@@ -75,7 +74,7 @@ def class_table(confusion:np.ndarray, # Counts C,C: of a class (row) taken for a
     return pd.DataFrame(rows, columns=['label','videos','accuracy','taken_for'])
 
 # %% ../nbs/06b_scores.ipynb #be692282
-class Scores(BasicRepr):
+class Scores:
     "What a model says of videos, and how good that is"
     def __init__(self, probs, targs, vocab, # Probabilities N,C; classes N as numbers; the names of the classes
                  paths, groups, views:int=1): # Of each video; how many clips of each
@@ -106,11 +105,11 @@ class Scores(BasicRepr):
 
     def plot_confusion(self, figsize=None):
         "What is taken for what, as shares of each class"
-        n = len(self.vocab)
+        n,counts = len(self.vocab),self.confusion
         fig,ax = plt.subplots(figsize=figsize or (2+n*.45,)*2)
-        share = self.confusion/self.confusion.sum(1, keepdim=True).clip(min=1)
+        share = counts/counts.sum(1, keepdim=True).clip(min=1)
         ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
-        for i,j in self.confusion.nonzero().tolist(): ax.text(j, i, int(self.confusion[i,j]), ha='center', va='center', color='white' if share[i,j] > .5 else 'black')
+        for i,j in counts.nonzero().tolist(): ax.text(j, i, int(counts[i,j]), ha='center', va='center', color='white' if share[i,j] > .5 else 'black')
         ax.set(xticks=range(n), yticks=range(n), xlabel='predicted', ylabel='actual', yticklabels=self.vocab)
         ax.set_xticklabels(self.vocab, rotation=60, ha='right')
         return fig
@@ -140,7 +139,7 @@ def evaluate(learn:Learner, # Trained
     if not len(paths): raise ValueError('There are no clips to score: the learner has no validation set. Give a `dl`, as `dls.test_dl(clips, with_labels=True)`.')
     views,vocab = list(clip_views(dl, n_views, crops)),list(learn.dls.vocab)
     with learn.no_logging(): preds = [learn.get_preds(dl=o) for o in views]
-    groups = [group(p) if group(p) is not None else p for p in paths]
+    groups = [ifnone(group(p), p) for p in paths]
     targs = preds[0][1] if labels is None else _as_numbers(labels, paths, vocab)
     if targs is None: raise ValueError('These clips have no labels: give `labels`, as `parent_label`, or make the loader with `with_labels=True`.')
     return Scores(sum(p for p,_ in preds)/len(preds), targs, vocab, paths, groups, len(views))

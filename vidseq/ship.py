@@ -83,7 +83,7 @@ def _empty_dls(clips, labels, item_tfms, batch_tfms):
     tfm = ImageTupleTfm(**clips | dict(sampler=call_from_data(clips['sampler']), img_cls=_images[clips['img_cls']]))
     ds = Datasets(L(), tfms=[[tfm], _labels_from_data(**labels)], do_setup=False)
     ds.tls[0].types = L(tfm.input_types, ImageTuple) # which fastai would learn from the first item
-    dl = ClipDL(ds, bs=16, num_workers=0, after_item=list(map(_tfm_from_data, item_tfms)), after_batch=list(map(_tfm_from_data, batch_tfms)))
+    dl = ClipDL(ds, bs=16, num_workers=0, device=torch.device('cpu'), after_item=list(map(_tfm_from_data, item_tfms)), after_batch=list(map(_tfm_from_data, batch_tfms)))
     dl._n_inp,dl._types = 1,{tuple: [{ImageTuple: [tfm.img_cls._tensor_cls]*tfm.seq_len}, _tensors[labels['kind']]]} # and from the first batch
     return DataLoaders(dl, dl)
 
@@ -156,7 +156,7 @@ def _naming(fname):
 
 def load_model(fname:Path, # As for `save_model`, with either ending or none
                model:nn.Module=None, # For a model saved with `own=True`
-              )->Learner: # Without data; `predict_video`, `predict` and `get_preds` of a `test_dl` work, `card` says what it was trained on
+              )->Learner: # On the CPU, without data; `predict_video`, `predict` and `get_preds` of a `test_dl` work, `card` says what it was trained on
     "A model that `save_model` wrote. No code of the files is run; those changed or cut short are a `ValueError`"
     weights,settings = _pair(fname)
     data = _read_settings(settings)

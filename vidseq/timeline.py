@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastai.vision.all import Learner, ifnone, patch, plt
+from fastai.vision.all import Learner, chunked, ifnone, patch, plt
 from fastprogress.fastprogress import progress_bar
 
 from .clips import ImageTuple, ImageTupleTfm
@@ -72,30 +72,25 @@ def predict_timeline(self:Learner, source, # A video file, a folder of frames, o
     tfm = _clip_tfm(self)
     frames,rate,n = _open_source(source, tfm, fps)
     if not rate: raise ValueError(f'{source}: how many frames there are in a second is not known: give `fps`.')
-    if seconds is not None: frames,n = islice(frames, round(seconds*rate)),min(ifnone(n, round(seconds*rate)), round(seconds*rate))
+    if seconds is not None:
+        limit = round(seconds*rate)
+        frames,n = islice(frames, limit),min(ifnone(n, limit), limit)
     size,step = max(1, round(window*rate)),max(1, stride*rate)
     if n is not None: size = min(size, n)
     windows = sliding_windows(progress_bar(frames, total=n, leave=False) if n else frames, tfm._sample(source, size, rate), step)
-    rows,clips = [],[]
-    for start,clip in windows:
-        clips.append(ImageTuple(clip))
-        rows.append((start/rate, (start+size)/rate))
-        if len(clips) == bs: rows,clips = _asked(self, rows, clips),[]
-    rows = _asked(self, rows, clips) if clips else rows
+    rows = []
+    for part in chunked(windows, bs):
+        starts,clips = zip(*part)
+        rows += [(start/rate, (start+size)/rate, *probs.tolist()) for start,probs in zip(starts, _probabilities(self, list(map(ImageTuple, clips))))]
     if not rows: raise VideoError(source, f'ended before its first {window:g} seconds', 'Give a shorter `window`.')
     return pd.DataFrame(rows, columns=['start','end', *map(str, self.dls.vocab)])
-
-def _asked(learn, rows, clips):
-    "`rows`, the last ones with what the model says of `clips`"
-    done = len(rows)-len(clips)
-    return rows[:done] + [(*row, *probs.tolist()) for row,probs in zip(rows[done:], _probabilities(learn, clips))]
 
 # %% ../nbs/06d_timeline.ipynb #2e45b8d7
 def plot_timeline(timeline:pd.DataFrame, # Of `predict_timeline`
                   k:int=6, # How many classes to show, those that are most probable somewhere
                   ax=None):
     "Probabilities over time"
-    ax = ifnone(ax, plt.subplots(figsize=(10,2.5))[1])
+    if ax is None: _,ax = plt.subplots(figsize=(10,2.5))
     classes = timeline.columns[2:]
     middle = (timeline.start+timeline.end)/2
     for c in timeline[classes].max().sort_values(ascending=False).index[:k]: ax.plot(middle, timeline[c], marker='.', label=c)
