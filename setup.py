@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=['vidseq', 'vidseq.*']),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'cluster', 'timm', 'onnx')},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'docs', 'cluster', 'timm', 'onnx', 'accelerate')},
     entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=['vidseq=vidseq._modidx:d']),
     classifiers=['Programming Language :: Python :: 3', 'Programming Language :: Python :: 3 :: Only', 'Intended Audience :: Developers',
                  'Intended Audience :: Science/Research', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],

@@ -21,8 +21,10 @@ from vidseq.models import *
 from vidseq.timesformer import *
 from vidseq.export import *
 from vidseq.learner import *
+from vidseq.distributed import *
 from vidseq.timeline import *
 from vidseq.scores import *
 from vidseq.interpret import *
 from vidseq.ship import *
+from vidseq.resume import *
 from vidseq.report import *

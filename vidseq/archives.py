@@ -17,7 +17,7 @@ from fastai.data.external import fastai_path
 from fastcore.all import ifnone
 from fastprogress import progress_bar
 
-from .files import new_folder
+from .files import in_turn, new_folder
 
 # %% ../nbs/00c_archives.ipynb #190e68b7
 _device = re.compile(r'(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?', re.I) # Windows' names for what is no file, whatever follows the dot
@@ -218,6 +218,7 @@ def unrar(fname:Path, # A rar, zip or tar file; of volumes, the first
     "Extract `fname` to `dest` using `rarfile`, or the standard library for zip and tar; done once, reused afterwards"
     fname = Path(fname)
     dest = Path(ifnone(dest, fastai_path('data')/fname.name.split('.')[0]))
-    if not dest.exists() or not any(dest.iterdir()):
-        with new_folder(dest, replace=dest.exists()) as folder: _extract(fname, folder)
+    with in_turn(dest.parent):
+        if not dest.exists() or not any(dest.iterdir()):
+            with new_folder(dest, replace=dest.exists()) as folder: _extract(fname, folder)
     return class_folder(dest)

@@ -6,11 +6,13 @@
 __all__ = ['train', 'main']
 
 # %% ../nbs/08_cli.ipynb #3bfad026
-import argparse, contextlib, csv, json, sys, warnings, zlib
+import argparse, contextlib, csv, json, os, sys, warnings, zlib
 from functools import partial
 from pathlib import Path
 
 # %% ../nbs/08_cli.ipynb #65836f04
+def _rank(): return int(os.environ.get('RANK', 0)) # which of the processes of a launcher
+
 def _name_bad(report):
     "A line for each video of which there is something to say; how many there are"
     bad = report[report.reason != '']
@@ -41,9 +43,12 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
           groups:str=None, # Regular expression for the group in a file's name
           seconds:float=60, # Training time for each model
           size:int=64, # Short side of the frames, pixels
-          seq_len:int=8, step:int=3, bs:int=16, seed:int=0, valid_pct:float=.2, workers:int=None):
+          seq_len:int=8, step:int=3, bs:int=16, seed:int=0, valid_pct:float=.2, workers:int=None,
+          augment:bool=True, # Move, turn, scale and light clips at random, see `aug_clips`
+          flip:bool=False): # And mirror them
     "Extract, train the models side by side, and leave a page, the scores and the best model in `out`"
     from fastai.vision.all import defaults, parent_label, set_seed
+    from vidseq.augment import aug_clips
     from vidseq.data import VideoDataLoaders, folder_splitter, get_clips, ucf_group, window_frames
     from vidseq.report import compare_models, write_report
     folder,out = Path(folder),Path(out)
@@ -54,8 +59,10 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
     if workers is None: workers = 0 if defaults.cpus <= 2 else min(defaults.cpus-1, 8) # on two cores they cost more than they bring
     set_seed(seed)
     dls = VideoDataLoaders.from_path_func(path, list(source), parent_label, valid_pct=valid_pct, seed=seed, group=groups, splitter=splitter, seq_len=seq_len,
-        image_size=_frame_size(next(iter(source)), size), sampler=partial(window_frames, step=step), bs=bs, num_workers=workers)
+        image_size=_frame_size(next(iter(source)), size), sampler=partial(window_frames, step=step), bs=bs, num_workers=workers,
+        batch_tfms=aug_clips(flip) if augment else None)
     learners = compare_models(dls, seconds=seconds)
+    if _rank(): return learners # the first process writes
     about = ('The split is the one of the folders.' if splitter else 'No group of clips is on both sides of the split.' if groups or all(map(ucf_group, source)) else
              'The split is random: if clips share a source, a person or a camera, name it with --groups, or the scores flatter.')
     best = write_report(out, learners, title=f'vidseq: {folder.name}', about=about, source=source.get)
@@ -117,11 +124,11 @@ def _info(args):
 
 def _demo(args):
     from vidseq.shapes import moving_shapes
-    train(moving_shapes(), args.out, seconds=args.seconds, size=32)
+    train(moving_shapes(), args.out, seconds=args.seconds, size=32, augment=False) # there is always another shape
 
 def _train(args):
     out = args.out or Path(f'vidseq-{args.folder.resolve().name}')
-    train(args.folder, out, groups=args.groups, seconds=args.seconds, size=args.size, seq_len=args.frames, step=args.step, bs=args.bs, seed=args.seed, workers=args.workers)
+    train(args.folder, out, groups=args.groups, seconds=args.seconds, size=args.size, seq_len=args.frames, step=args.step, bs=args.bs, seed=args.seed, workers=args.workers, augment=args.augment, flip=args.flip)
 
 def _open_model(fname):
     "A learner from what `save_model`, or `learn.export()`, wrote"
@@ -209,7 +216,7 @@ def _parser():
     c.add_argument('--out', type=Path, default=Path('vidseq-demo'), help='folder for the results (default: %(default)s)')
     c.add_argument('--seconds', type=float, default=60, help='training time for each model (default: %(default)s)')
 
-    c = command('train', _train, 'Train on a folder of class folders of videos (or of folders of frames).')
+    c = command('train', _train, 'Train on a folder of class folders of videos (or of folders of frames). On several GPUs: `accelerate launch --multi_gpu -m vidseq.cli train DIR`.')
     c.add_argument('folder', type=Path, metavar='DIR')
     c.add_argument('--out', type=Path, help='folder for the results (default: vidseq-<name of DIR>)')
     c.add_argument('--groups', nargs='?', const='^[^_]+', metavar='REGEX', help='clips whose names agree in what this regular expression finds (its first group, if it has one) are never on both sides '
@@ -220,6 +227,8 @@ def _parser():
     c.add_argument('--step', type=int, default=3, help='take every STEP-th frame (default: %(default)s)')
     c.add_argument('--bs', type=int, default=16, help='clips in a batch (default: %(default)s)')
     c.add_argument('--seed', type=int, default=0, help='of the split and the weights (default: %(default)s)')
+    c.add_argument('--flip', action='store_true', help='also mirror clips in training: where left and right tell no class')
+    c.add_argument('--no-augment', dest='augment', action='store_false', help='do not move, turn, scale and light the clips in training')
     c.add_argument('--workers', type=int, help='processes that load data (default: by the number of cores)')
 
     c = command('extract', _extract_all, 'Extract the frames of all videos in a folder to jpgs. What is there is skipped; stopped and called again, it goes on.')
@@ -283,9 +292,16 @@ def main(argv=None)->int: # 0, 1 after an error, 2 for wrong arguments
     args = _parser().parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning) # for developers of the libraries below, not for who trains
     warnings.filterwarnings('ignore', message='.* did not give all of their frames') # the commands name each
-    try: return args.run(args) or 0
+    try:
+        with contextlib.ExitStack() as stack:
+            if _rank(): # the first process says it for all
+                for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr): stack.enter_context(redirect(stack.enter_context(open(os.devnull, 'w'))))
+            return args.run(args) or 0
     except (ValueError, OSError) as e: # VideoError is a ValueError
         if args.debug: raise
         print(f'vidseq: {e}', file=sys.stderr)
         return 1
     except KeyboardInterrupt: return 130
+
+# %% ../nbs/08_cli.ipynb #fbc6cfe2
+if __name__ == '__main__': sys.exit(main()) # python -m vidseq.cli, for launchers

@@ -17,7 +17,7 @@ from fastai.data.external import fastai_path
 from fastcore.all import L, ifnone
 
 from .archives import _check_space, _chunks, _extract, _megabytes, class_folder
-from .files import new_folder
+from .files import in_turn, new_folder
 from .video import video_extensions
 
 # %% ../nbs/01_external.ipynb #59e39afb
@@ -114,10 +114,11 @@ def download(url:str, # What
     fname = Path(fname)
     part = fname.with_name(fname.name+'.part')
     part.parent.mkdir(parents=True, exist_ok=True)
-    if not fname.exists():
-        try: _get(url, fname, part, size, sha256, tries)
-        except OSError:
-            if not fname.exists(): raise # else another process was faster
+    with in_turn(fname.parent):
+        if not fname.exists():
+            try: _get(url, fname, part, size, sha256, tries)
+            except OSError:
+                if not fname.exists(): raise # else another process was faster
     if wrong := _difference(fname, size, sha256): raise OSError(f'{fname} is there, but is another file ({wrong}). Remove it to download it again.')
     return fname
 
@@ -131,10 +132,11 @@ def ucf101(dest:Path=None, # The folder to make; by default where fastai keeps i
           )->Path: # The folder that holds UCF101's 101 class folders; the official lists are in `ucfTrainTestlist` beside it
     "Download (6.5 GB) and extract UCF101, once. From the Center for Research in Computer Vision, [arXiv 1212.0402](https://arxiv.org/abs/1212.0402)"
     dest = Path(ifnone(dest, fastai_path('data')/'UCF101'))
-    if not dest.exists() or not any(dest.iterdir()):
-        archives = [download(f'{url}/{name}', fastai_path('archive')/name, **facts) for name,facts in _ucf101_files.items()]
-        with new_folder(dest, replace=dest.exists()) as folder:
-            for o in archives: _extract(o, folder)
+    with in_turn(dest.parent):
+        if not dest.exists() or not any(dest.iterdir()):
+            archives = [download(f'{url}/{name}', fastai_path('archive')/name, **facts) for name,facts in _ucf101_files.items()]
+            with new_folder(dest, replace=dest.exists()) as folder:
+                for o in archives: _extract(o, folder)
     return class_folder(dest)
 
 # %% ../nbs/01_external.ipynb #9e36c728

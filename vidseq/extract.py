@@ -16,7 +16,7 @@ from fastcore.all import L, first, ifnone
 from PIL import Image
 from simplejpeg import encode_jpeg
 
-from .files import map_files, new_file, new_folder, remove_leftovers
+from .files import in_turn, map_files, new_file, new_folder, remove_leftovers
 from .video import VideoError, decode_video
 
 # %% ../nbs/00b_extract.ipynb #6592284e
@@ -157,11 +157,12 @@ def extract_videos(paths, # Videos
     paths = list(dict.fromkeys(Path(p) for p in paths))
     if not paths: raise ValueError('No videos to extract: the list of paths is empty.')
     _check_folders(paths, path_frames, root)
-    for parent in {frames_folder(p, path_frames, root).parent for p in paths}:
-        if parent.is_dir(): remove_leftovers(parent)
-    report = _report(partial(_extract, path_frames=path_frames, force=force, size=size, quality=quality, root=root, max_pixels=max_pixels), paths, executor, n_workers)
     fname = _frames_root(path_frames, _data_set(paths[0], root))/'extract_videos.csv'
-    _write_csv(report, fname)
+    with in_turn(fname.parent):
+        for parent in {frames_folder(p, path_frames, root).parent for p in paths}:
+            if parent.is_dir(): remove_leftovers(parent)
+        report = _report(partial(_extract, path_frames=path_frames, force=force, size=size, quality=quality, root=root, max_pixels=max_pixels), paths, executor, n_workers)
+        _write_csv(report, fname)
     bad = report[report.reason != '']
     if len(bad): warnings.warn(f'{len(bad)} of {len(report)} videos did not give all of their frames, {bad.file.iloc[0]} for one ({bad.reason.iloc[0]}). All are named in {fname}.', stacklevel=2)
     return report

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import torch
-from fastai.vision.all import L, TfmdDL, delegates
+from fastai.vision.all import L, TfmdDL, delegates, to_detach
 
 from .extract import extract_videos, frames_folder
 from .files import _some, _walk
@@ -60,6 +60,8 @@ class ClipDL(TfmdDL):
         super().__init__(dataset, **kwargs)
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **dict(skip_bad=self.skip_bad) | kwargs)
+
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # fastai would gather also where processes do not share the batches of a loader
 
     def create_item(self, s):
         try: return super().create_item(s)

@@ -7,15 +7,17 @@ __all__ = ['contenders', 'compare_models', 'plot_curves', 'write_report']
 
 # %% ../nbs/07b_report.ipynb #b8fd9587
 import base64, html, io, json, platform, time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import fastai
 import numpy as np
 import torch
-from fastai.vision.all import ClassificationInterpretation, plt
+from fastai.vision.all import ClassificationInterpretation, num_distrib, plt
 
 from .data import ImageTupleTfm
+from .distributed import first_decides
 from .encoders import small_cnn
 from .learner import epochs_for, video_learner
 from .models import Conv3dModel, ConvLSTMModel, RNNModel, SimpleModel
@@ -30,17 +32,19 @@ contenders = {'Frame average': (partial(SimpleModel, small_cnn, pretrained=False
 def compare_models(dls, # `DataLoaders` of clips
                    models:dict=None, # Name -> (model for `video_learner`, learning rate)
                    seconds:float=60, # Training time for each
+                   **kwargs # Of `video_learner`
                   )->dict: # Name -> trained `Learner`, its `report` holding accuracy, valid_loss, epochs, seconds, curve, preds and targs
-    "Train each model for about `seconds`, and score it on the validation set"
+    "Train each model for about `seconds`, in half precision where that pays, and in the processes of a launcher together, and score it on the validation set"
     learners = {}
     for name,(model,lr) in (models or contenders).items():
-        learn = video_learner(dls, model)
-        n = epochs_for(learn, seconds)
-        print(f'{name}: {n} epochs')
-        start = time.perf_counter()
-        learn.fit_one_cycle(n, lr)
-        took,curve = time.perf_counter()-start,[list(map(float, v)) for v in learn.recorder.values] # predicting clears the recorder
-        with learn.no_bar(): preds,targs = learn.get_preds(dl=dls.valid)
+        learn = video_learner(dls, model, **kwargs).to_amp()
+        with learn.distrib_ctx() if num_distrib() > 1 else nullcontext():
+            n = first_decides(epochs_for(learn, seconds))
+            print(f'{name}: {n} epochs')
+            start = time.perf_counter()
+            learn.fit_one_cycle(n, lr)
+            took,curve = time.perf_counter()-start,[list(map(float, v)) for v in learn.recorder.values] # predicting clears the recorder
+            with learn.no_bar(): preds,targs = learn.get_preds(dl=dls.valid)
         learn.report = dict(accuracy=float((preds.argmax(1) == targs).float().mean()), valid_loss=curve[-1][1], curve=curve,
                             epochs=n, seconds=round(took, 1), preds=preds, targs=targs)
         learners[name] = learn

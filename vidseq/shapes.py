@@ -15,7 +15,7 @@ from fastai.data.external import fastai_path
 from fastcore.all import ifnone
 from PIL import Image, ImageDraw
 
-from .files import map_files, new_folder
+from .files import in_turn, map_files, new_folder
 from .video import write_video
 
 # %% ../nbs/01b_shapes.ipynb #bc11e64d
@@ -101,9 +101,10 @@ def moving_shapes(dest:Path=None, # Where to; by default a folder named after th
     name = f'moving_shapes-{n_groups}x{n_clips}-{size[0]}x{size[1]}-{settings["n"]}at{fps}-{seed}'
     dest = Path(ifnone(dest, fastai_path('data')/name))
     done = dest/'.moving_shapes'
-    if done.exists() and done.read_text() == name: return dest
-    if dest.exists(): raise ValueError(f'{dest} holds something else than the set asked for ({name}). Give another `dest`, or remove it.')
-    with new_folder(dest) as part:
-        map_files(partial(_write_clip, dest=part, **settings), product(motions, range(n_groups), range(n_clips)), executor, n_workers)
-        (part/done.name).write_text(name)
+    with in_turn(dest.parent):
+        if done.exists() and done.read_text() == name: return dest
+        if dest.exists(): raise ValueError(f'{dest} holds something else than the set asked for ({name}). Give another `dest`, or remove it.')
+        with new_folder(dest) as part:
+            map_files(partial(_write_clip, dest=part, **settings), product(motions, range(n_groups), range(n_clips)), executor, n_workers)
+            (part/done.name).write_text(name)
     return dest
