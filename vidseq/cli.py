@@ -65,7 +65,7 @@ def train(folder:Path, # Class folders of videos, or of folders of frames; also 
     if _rank(): return learners # the first process writes
     about = ('The split is the one of the folders.' if splitter else 'No group of clips is on both sides of the split.' if groups or all(map(ucf_group, source)) else
              'The split is random: if clips share a source, a person or a camera, name it with --groups, or the scores flatter.')
-    best = write_report(out, learners, title=f'vidseq: {folder.name}', about=about, source=source.get)
+    best = write_report(out, learners, title=f'vidseq: {folder.name}', about=about, source=source.get, group=groups or ucf_group)
     for name,learn in learners.items(): print(f'{learn.report["accuracy"]:7.1%}  {name}')
     print(f'{out/"index.html"} shows them, {out/"model.json"} is the best: {best}')
     return learners

@@ -22,6 +22,7 @@ from .encoders import small_cnn
 from .learner import epochs_for, video_learner
 from .models import Conv3dModel, ConvLSTMModel, RNNModel, SimpleModel
 from .ship import save_model
+from .splits import ucf_group
 
 # %% ../nbs/07b_report.ipynb #1c08ade3
 contenders = {'Frame average': (partial(SimpleModel, small_cnn, pretrained=False, grid=4), 3e-3),
@@ -116,6 +117,7 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
                  about:str='', # A sentence on the data or the split, for the page
                  source=None, # Function from a validation item to the clip to show for it; default: the item
                  n_clips:int=12, # How many animated clips
+                 group=ucf_group, # For the model's card, as for `save_model`
                 )->str: # The best model's name
     "Leave page, scores and the best model in `out`"
     out = Path(out)
@@ -136,5 +138,5 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
 <h2>Validation clips</h2><p>Truth, and below it what <i>{html.escape(best)}</i> says.</p><div class="clips">{"".join(_clip_gifs(learn, source or (lambda o: o), n_clips))}</div>
 <h2>What is taken for what</h2><div class="row">{"".join(_confusions(learners))}</div>'''
     (out/'index.html').write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_style}</style><body>{body}</body></html>', encoding='utf-8')
-    save_model(learn, out/'model', card=dict(name=best, about=about), own=not isinstance(getattr(learn.model, 'call', None), dict))
+    save_model(learn, out/'model', card=dict(name=best, about=about), group=group, own=not isinstance(getattr(learn.model, 'call', None), dict))
     return best

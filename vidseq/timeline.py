@@ -77,7 +77,7 @@ def predict_timeline(self:Learner, source, # A video file, a folder of frames, o
         frames,n = islice(frames, limit),min(ifnone(n, limit), limit)
     size,step = max(1, round(window*rate)),max(1, stride*rate)
     if n is not None: size = min(size, n)
-    windows = sliding_windows(progress_bar(frames, total=n, leave=False) if n else frames, tfm._sample(source, size, rate), step)
+    windows = sliding_windows(progress_bar(frames, total=ifnone(n, 'noinfer'), leave=False), tfm._sample(source, size, rate), step)
     rows = []
     for part in chunked(windows, bs):
         starts,clips = zip(*part)
