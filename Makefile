@@ -10,7 +10,7 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 NBS := $(wildcard nbs/*.ipynb nbs/tutorials/*.ipynb)
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: demo test slow bench prep save dist hooks clean
+.PHONY: demo test slow bench docs prep save dist hooks clean
 
 demo: $(VENV)/installed ## videos to a trained model, with pictures: vidseq-demo/index.html
 	$(BIN)/vidseq demo
@@ -20,9 +20,12 @@ test: $(VENV)/installed-dev ## everything that must hold: lint, every notebook, 
 	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest -q -m "not slow"
 
-slow: $(VENV)/installed-dev ## what takes minutes
+slow: $(VENV)/installed-docs ## what takes minutes
 	$(RUN) nbdev-test --n-workers 1 --flags slow --timing
 	$(BIN)/python -m pytest -q -m slow
+
+docs: $(VENV)/installed-docs ## the documentation as a site, _docs/index.html: runs every notebook; with SAVED=1 shows what they saved
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python docs/build.py $(if $(SAVED),--saved)
 
 bench: $(VENV)/installed-dev ## what benchmarks/ measures, tables into its README.md: make bench DIR=videos BASELINE=tutorials.py
 	$(BIN)/python benchmarks/imports.py --save
@@ -65,3 +68,7 @@ $(VENV)/installed-dev: $(VENV)/python-made $(METADATA)
 	@echo "Installing vidseq and its development tools into $(VENV): PyTorch is large, the first time takes minutes ..."
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	@touch $@

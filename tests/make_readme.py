@@ -13,10 +13,13 @@ def readme():
     nb = reads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'), as_version=4)
     nb.metadata['language_info'] = {'name': 'python'}
     nb.cells = [c for c in nb.cells if not c.source.startswith('#| hide')]
+    alts = {}  # what is to be seen in the figures of a cell
+    for i,c in enumerate(nb.cells):
+        if found := re.match(r'#\| fig-alt: (.*)\n', c.source): alts[str(i)],c.source = found[1],c.source[found.end():]
     text,resources = MarkdownExporter().from_notebook_node(nb)
     text = text.replace('](images/', '](nbs/images/')  # the notebook lies one folder deeper
     text = re.sub(r'<style>.*?</style>', '', text, flags=re.S)
-    text = re.sub(r'!\[[^\]]*\]\((output_[^)]+)\)', r'![output](README_files/\1)', text)
+    text = re.sub(r'!\[[^\]]*\]\((output_(\d+)[^)]+)\)', lambda m: f'![{alts.get(m[2], "output")}](README_files/{m[1]})', text)
     return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n', resources['outputs']
 
 

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -134,6 +135,20 @@ def test_sound_comes_first(videos, tmp_path, name):
     path = write(tmp_path/f'sound{Path(name).suffix}', sound=.8)
     with av.open(str(path)) as container: assert [o.type for o in container.streams] == ['audio','video']
     assert check(path, decode(path), tmp_path/'frames') == 'done'
+
+def test_streams_of_data(tmp_path):
+    "What phones write beside sound and pictures"
+    with av.open(str(write(tmp_path/'plain.mp4'))) as plain, av.open(str(tmp_path/'data.mp4'), 'w') as out:
+        stream,data = out.add_stream_from_template(plain.streams.video[0]),out.add_data_stream('bin_data')
+        for i,packet in enumerate(plain.demux(video=0)):
+            if packet.dts is None: continue
+            packet.stream = stream
+            out.mux(packet)
+            note = av.Packet(b'note')
+            note.stream,note.pts,note.dts,note.time_base = data,i,i,Fraction(1,25)
+            out.mux(note)
+    with av.open(str(tmp_path/'data.mp4')) as container: assert [o.type for o in container.streams] == ['video','data']
+    assert check(tmp_path/'data.mp4', decode(tmp_path/'data.mp4'), tmp_path/'frames') == 'done'
 
 def patched(path, old, new):
     data = path.read_bytes()

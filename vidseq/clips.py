@@ -66,7 +66,7 @@ class ImageTuple(fastuple):
         if not len(self) or isinstance(self[0], Tensor) and self[0].ndim != 3: return None # a batch is shown by `dls.show_batch`
         buf,kind = io.BytesIO(),'webp' if features.check('webp') else 'gif'
         _animate(self[::-(-len(self)//max_frames)], buf, kind, fps, size)
-        return f'<figure style="margin:0"><img src="data:image/{kind};base64,{base64.b64encode(buf.getvalue()).decode()}"><figcaption>{len(self)} frames of {"x".join(map(str, to_image(self[0]).size))}</figcaption></figure>'
+        return f'<figure style="margin:0"><img alt="a clip, playing" src="data:image/{kind};base64,{base64.b64encode(buf.getvalue()).decode()}"><figcaption>{len(self)} frames of {"x".join(map(str, to_image(self[0]).size))}</figcaption></figure>'
 
 def _frame(o):
     "A PIL image of whatever it is"

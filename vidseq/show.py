@@ -19,6 +19,7 @@ def _clip_grid(n, n_frames, nrows=None, ncols=None, figsize=None):
 
 @dispatch
 def show_batch(x:ImageTuple, y, samples, ctxs=None, max_n=9, n_frames=3, nrows=None, ncols=None, figsize=None, **kwargs):
+    "What `dls.show_batch` shows of clips: `n_frames` of each, and its label"
     if ctxs is None: ctxs = _clip_grid(min(len(samples), max_n), n_frames, nrows, ncols, figsize)
     return get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, n=n_frames, **kwargs)
 
@@ -32,6 +33,7 @@ def _title(ctx, truth, pred, more=''):
 
 @dispatch
 def show_results(x:ImageTuple, y, samples, outs, ctxs=None, max_n=9, n_frames=3, nrows=None, ncols=None, figsize=None, **kwargs):
+    "What `learn.show_results` shows of clips: what is right in green, what is wrong in red"
     if ctxs is None: ctxs = _clip_grid(min(len(samples), max_n), n_frames, nrows, ncols, figsize)
     for (clip,truth),(pred,),ctx in zip(samples, outs, ctxs):
         clip.show(ctx=ctx, n=n_frames, **kwargs)
@@ -49,6 +51,7 @@ def __getitem__(self:Interpretation, idxs):
 
 @dispatch
 def plot_top_losses(x:ImageTuple, y, samples, outs, raws, losses, n_frames=3, nrows=None, ncols=None, figsize=None, **kwargs):
+    "What `Interpretation.plot_top_losses` shows of clips"
     ctxs = _clip_grid(len(samples), n_frames, nrows, ncols, figsize)
     for (clip,truth),(pred,*_),raw,loss,ctx in zip(samples, outs, raws, losses, ctxs):
         clip.show(ctx=ctx, n=n_frames, **kwargs)

@@ -23,7 +23,8 @@ from .video import video_extensions
 def group_by(pattern:str # A regular expression to find in the file's name; its first group, or all of it, names the group
             ): # A function from a path to its group, None where the name has none
     "Group files by a part of their names: `group_by('^[^_]+')` takes what stands before the first underscore"
-    regex = re.compile(pattern)
+    try: regex = re.compile(pattern)
+    except re.error as e: raise ValueError(f'{pattern}: no regular expression for a group ({e}).') from None
     def _group(path):
         found = regex.search(Path(path).name)
         return found and found[1 if regex.groups else 0]

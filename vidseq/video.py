@@ -233,7 +233,7 @@ class _Packets:
         self.stored,self.shown,self.ends = 0,0,{}
     def __iter__(self):
         for packet in self.container.demux():
-            i,pts = packet.stream_index,packet.pts
+            i,pts = packet.stream.index,packet.pts # `stream_index` is 0 in the empty packets that end each stream
             if pts is not None: self.ends[i] = max(self.ends.get(i,0), pts+(packet.duration or 0))
             if i == self.stream.index:
                 self.stored += bool(packet.size)
