@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 endif
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 NBS := $(wildcard nbs/*.ipynb nbs/tutorials/*.ipynb)
+# Tutorials that take a minute or more each run with what is slow
+LONG := ^[_.]|^(your_videos|honest_scores|image_to_video|speed_memory|ship_it)
 METADATA := settings.ini setup.py pyproject.toml
 
 .PHONY: demo test slow bench docs prep save dist hooks clean
@@ -17,7 +19,7 @@ demo: $(VENV)/installed ## videos to a trained model, with pictures: vidseq-demo
 
 test: $(VENV)/installed-dev ## everything that must hold: lint, every notebook, tests/
 	$(BIN)/ruff check .
-	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --timing
+	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --timing --skip-file-re '$(LONG)'
 	$(BIN)/python -m pytest -q -m "not slow"
 
 slow: $(VENV)/installed-docs ## what takes minutes

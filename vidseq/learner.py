@@ -12,6 +12,7 @@ from copy import deepcopy
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import torch
 from fastai.vision.all import AMPMode, Callback, L, Learner, MixedPrecision, Normalize, accuracy, delegates, get_c, ifnone, load_learner, nn, num_distrib, patch
@@ -126,7 +127,7 @@ def to_amp(self:Learner, mode=None, # 'fp16' or 'bf16'; default: what pays on th
 # %% ../nbs/06_learner.ipynb #43b8f783
 def epochs_for(learn:Learner, # Whose model and data
                seconds:float, # How long training may take
-               n_batches:int=3, # Batches to measure
+               n_batches:int=5, # Batches to measure
               )->int: # At least 1
     "About how many epochs of `learn` fit into `seconds` on this machine"
     model,waits,steps = deepcopy(learn.model).train().to(learn.dls.device),[],[]
@@ -139,7 +140,7 @@ def epochs_for(learn:Learner, # Whose model and data
         loss.backward()
         then = time.perf_counter()
         steps.append(then-ready)
-    wait,step = (sum(o[1:])/max(len(o)-1, 1) or o[0] for o in (waits,steps)) # the first ones also warm up
+    wait,step = (median(o[1:] or o) for o in (waits,steps)) # the first ones also warm up, and any may be held up
     start = max(waits[0]-wait, 0) if learn.dls.train.fake_l.num_workers else 0 # workers start anew for each epoch
     per_epoch = 2*start + (wait+step)*(len(learn.dls.train) + len(learn.dls.valid))/max(num_distrib(), 1) # processes share the batches
     return max(1, round(seconds/per_epoch))

@@ -28,7 +28,7 @@ from .splits import ucf_group
 contenders = {'Frame average': (partial(SimpleModel, small_cnn, pretrained=False, grid=4), 3e-3),
               'RNN': (partial(RNNModel, small_cnn, pretrained=False, grid=4, hidden_size=128, moving=True), 3e-3),
               'ConvLSTM': (partial(ConvLSTMModel, small_cnn, pretrained=False, hidden_size=32, moving=True), 5e-3),
-              '3D convolutions': (Conv3dModel, 1e-2)} # model and learning rate
+              '3D convolutions': (Conv3dModel, 3e-3)} # model and learning rate
 
 def compare_models(dls, # `DataLoaders` of clips
                    models:dict=None, # Name -> (model for `video_learner`, learning rate)
