@@ -339,6 +339,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidseq.resume.ResumeTraining.before_epoch': ('resume.html#resumetraining.before_epoch', 'vidseq/resume.py'),
                                'vidseq.resume.ResumeTraining.before_fit': ('resume.html#resumetraining.before_fit', 'vidseq/resume.py'),
                                'vidseq.resume.ResumeTraining.done': ('resume.html#resumetraining.done', 'vidseq/resume.py'),
+                               'vidseq.resume._Over': ('resume.html#_over', 'vidseq/resume.py'),
                                'vidseq.resume._of_all_processes': ('resume.html#_of_all_processes', 'vidseq/resume.py'),
                                'vidseq.resume._plain': ('resume.html#_plain', 'vidseq/resume.py'),
                                'vidseq.resume._random_states': ('resume.html#_random_states', 'vidseq/resume.py'),

@@ -121,7 +121,7 @@ class VideoDataLoaders(DataLoaders):
     @delegates(_from_items, but=_hidden)
     def from_path_func(cls, path, fnames, label_func, **kwargs):
         "From the videos or folders of frames `fnames`, `label_func` giving the label of each path"
-        paths = L(fnames).map(Path)
+        paths = L(list(fnames)).map(Path) # a column of a table, too
         return _from_items(cls, paths, paths, [label_func(o) for o in paths], get_y=label_func, path=path, **kwargs)
 
     @classmethod

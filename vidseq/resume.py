@@ -35,6 +35,9 @@ def _of_all_processes(o):
     if len(res) > 1: torch.distributed.all_gather_object(res, o)
     return res
 
+class _Over(int):
+    "The number of epochs of a fit that is over: fastai announces a fit also where it only validates or predicts"
+
 class ResumeTraining(Callback):
     "Keep all that training needs to go on in `fname` after each epoch; when the same program runs again, go on from there. The file goes away at `done()`"
     order = 80 # after what records and schedules
@@ -43,7 +46,7 @@ class ResumeTraining(Callback):
 
     def before_fit(self):
         "A program may train several times, as `fine_tune` does: fits that were over are left out, the one that was not starts with its next epoch"
-        self.run = not hasattr(self.learn, 'lr_finder')
+        self.run = not hasattr(self.learn, 'lr_finder') and self.opt is not None and not isinstance(self.n_epoch, _Over)
         if not self.run: return
         if self.phase == 0 and self.fname.exists(): self.kept = self._read()
         self.phase += 1
@@ -60,6 +63,7 @@ class ResumeTraining(Callback):
 
     def after_fit(self):
         if self.kept and self.phase == self.kept['phase'] and self.start == self.n_epoch: self._restore() # all its epochs were over
+        self.learn.n_epoch = _Over(self.n_epoch)
 
     def done(self):
         "The training is over: what was kept is removed"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fastai, torch, torchvision
 from fastai.vision.all import (AffineCoordTfm, Categorize, CropPad, DataLoaders, Datasets, IntToFloatTensor, L, Learner, MultiCategorize, Normalize, OneHotEncode, PILImage, PILImageBW, RandomCrop, RandomResizedCrop,
-                               RatioResize, RegressionSetup, Resize, TensorCategory, TensorMultiCategory, ToTensor, nn)
+                               RatioResize, RegressionSetup, Resize, TensorCategory, TensorMultiCategory, ToTensor, TrackerCallback, nn)
 from safetensors.torch import load, save
 
 from .calls import call_from_data, call_to_data
@@ -96,7 +96,8 @@ def model_card(learn:Learner, # With its data
     if not n_train: return getattr(learn, 'card', {})
     card = dict(train_clips=n_train, valid_clips=n_valid, versions=dict(python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__))
     if not n_valid: return card
-    with learn.no_bar(), learn.no_logging(): scores = map(float, learn.validate())
+    trackers = [o for o in learn.cbs if isinstance(o, TrackerCallback)] # they would track this too
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(trackers): scores = map(float, learn.validate())
     return card | dict(groups_on_both_sides=list(map(str, leaked_groups(learn.dls, group))), scores=dict(zip(('valid_loss', *(o.name for o in learn.metrics)), scores)))
 
 # %% ../nbs/06c_ship.ipynb #24fa35f5
