@@ -62,6 +62,7 @@ def _check_stats(dls, arch):
     stats = pretrained_stats(arch) if arch else None
     norm = next((o for o in dls.after_batch.fs if isinstance(o, Normalize)), None)
     found = norm and [o.flatten().tolist() for o in (norm.mean, norm.std)]
+    if stats and found and len(found[0]) == 1: stats = [[sum(o)/len(o)] for o in stats] # gray frames
     if stats is None or found and all(abs(a-b) < .01 for a,b in zip(sum(found, []), sum(stats, []))): return
     warnings.warn(f'The weights of {getattr(arch, "__name__", arch)} were learned on frames with mean {stats[0]} and standard deviation {stats[1]}, these are normalized with {found or "nothing"}. '
                   f'Make the DataLoaders with batch_tfms=[…, Normalize.from_stats(*pretrained_stats(…))].', stacklevel=3)
