@@ -60,10 +60,11 @@ def _arguments(model, settings):
 def _check_stats(dls, arch):
     "Weights know pictures as they were normalized where they were learned: others are warned of"
     stats = pretrained_stats(arch) if arch else None
-    norm = next((o for o in dls.after_batch.fs if isinstance(o, Normalize)), None)
+    tfms = getattr(dls.after_batch, 'fs', None) # none: loaders of one's own
+    norm = next((o for o in tfms or () if isinstance(o, Normalize)), None)
     found = norm and [o.flatten().tolist() for o in (norm.mean, norm.std)]
     if stats and found and len(found[0]) == 1: stats = [[sum(o)/len(o)] for o in stats] # gray frames
-    if stats is None or found and all(abs(a-b) < .01 for a,b in zip(sum(found, []), sum(stats, []))): return
+    if stats is None or tfms is None or found and all(abs(a-b) < .01 for a,b in zip(sum(found, []), sum(stats, []))): return
     warnings.warn(f'The weights of {getattr(arch, "__name__", arch)} were learned on frames with mean {stats[0]} and standard deviation {stats[1]}, these are normalized with {found or "nothing"}. '
                   f'Make the DataLoaders with batch_tfms=[…, Normalize.from_stats(*pretrained_stats(…))].', stacklevel=3)
 
