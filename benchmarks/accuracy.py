@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fastai.vision.all import IndexSplitter, LabelSmoothingCrossEntropyFlat, RandomCrop, Resize, ResizeMethod, accuracy, aug_transforms, parent_label, plt, set_seed
+from fastai.vision.all import IndexSplitter, LabelSmoothingCrossEntropyFlat, RandomCrop, Resize, ResizeMethod, accuracy, parent_label, plt, set_seed
 from harness import load_module, machine, report
 
-from vidseq.all import Conv3dModel, VideoDataLoaders, epochs_for, evaluate, extract_videos, first_frames, frames_folder, get_clips, group_by, group_interval, small_timesformer, time_sensitivity, video_info, video_learner, window_frames
+from vidseq.all import VideoDataLoaders, aug_clips, epochs_for, evaluate, extract_videos, first_frames, frames_folder, get_clips, group_by, group_interval, small_timesformer, time_sensitivity, video_info, video_learner, window_frames
 from vidseq.report import contenders
 
-models = {'3D convolutions': (Conv3dModel, 3e-3), **{k: v for k,v in contenders.items() if k != '3D convolutions'}, 'TimeSformer': (small_timesformer, 3e-3)} # from scratch: model and learning rate
+models = contenders | {'TimeSformer': (small_timesformer, 3e-3)} # from scratch: model and learning rate
 
 
 def folds(groups, n):
@@ -30,11 +30,11 @@ def our_learner(model, lr, videos, valid, args):
     height,width = (args.size, args.size) if model is small_timesformer else (args.size, args.size*args.width//args.height//8*8)
     shift = args.size//8
     sampler = first_frames if 'window' in args.without else partial(window_frames, step=args.step)
-    tfms = [] if 'augmentation' in args.without else aug_transforms(do_flip=args.flip, max_rotate=5, min_zoom=.9, max_zoom=1.15, max_lighting=.3, max_warp=0, p_affine=.9)
+    tfms = [] if 'augmentation' in args.without else aug_clips(args.flip)
     dls = VideoDataLoaders.from_path_func(args.dir, [frames_folder(v, args.frames/'small', args.dir) for v in videos], parent_label, splitter=IndexSplitter(valid), seq_len=args.seq_len, sampler=sampler, bs=args.bs,
         num_workers=0, item_tfms=[Resize((height+shift,width+shift), ResizeMethod.Squish), RandomCrop((height,width))], batch_tfms=tfms)
     learn = video_learner(dls, model, loss_func=None if 'smoothing' in args.without else LabelSmoothingCrossEntropyFlat(.1), wd=.05)
-    return learn if 'half' in args.without else learn.to_amp(), lr
+    return learn if 'half' in args.without else learn.to_amp(), lr, args.views
 
 
 def tutorials_learner(tutorial, name, videos, valid, args):
@@ -42,19 +42,19 @@ def tutorials_learner(tutorial, name, videos, valid, args):
     from fastai.vision.all import Learner, resnet34
     dls = tutorial.get_action_dataloaders([frames_folder(v, args.frames/'whole', args.dir) for v in videos], bs=args.bs, image_size=64, seq_len=5, val_idxs=valid, num_workers=0)
     split = dict(SimpleModel=tutorial.simple_splitter, RNNModel=tutorial.rnnmodel_splitter)[name]
-    return Learner(dls, getattr(tutorial, name)(resnet34, len(dls.vocab)), metrics=[accuracy], splitter=split), 1e-3
+    return Learner(dls, getattr(tutorial, name)(resnet34, len(dls.vocab)), metrics=[accuracy], splitter=split), 1e-3, 1 # its clips have one view
 
 
 def scored(learner, videos, valid, args):
     "Train for the time there is -> whether each held-out clip is then named rightly, by one clip in the middle and by several; accuracy on changed clips; epochs and seconds"
     set_seed(args.seed)
-    learn,lr = learner(videos=videos, valid=valid, args=args)
+    learn,lr,n_views = learner(videos=videos, valid=valid, args=args)
     n,start = epochs_for(learn, args.seconds),time.perf_counter()
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(n, lr)
         took = time.perf_counter()-start
         preds,targs = learn.get_preds(dl=learn.dls.valid)
-        several = evaluate(learn, n_views=args.views).right if args.views > 1 and hasattr(learn, 'memory_advice') else None # the tutorials' clips have one view
+        several = evaluate(learn, n_views=n_views).right if n_views > 1 else None
     return (preds.argmax(1) == targs).numpy(), several, time_sensitivity(learn), n, took
 
 

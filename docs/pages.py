@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from PIL import Image
-from reference import entries, to_markdown
+from reference import entries, table_cell, to_markdown
 
 # The first notebook of each part of the reference, and the order of tutorials; others follow by name.
 parts = {'00': 'Videos in', '01c': 'Clips', '02c': 'Models', '06': 'Training and use'}
@@ -217,7 +217,7 @@ class Site:
         yield 'reference/index.md', '# Reference\n\n> All that `from vidseq.all import *` brings, module by module. Each page is the notebook that its module is made of: definition, use, test.\n' + '\n'.join(rows)
 
     def row(self, page):
-        names = '\n'.join(f'| [`{e.name}`]({_relative(page.to, "reference/")}#{e.name}) | {_cell(self.link_names(e.summary, Page(None, "reference/index.md", ""), skip={e.name}))} |' for e in page.all_entries())
+        names = '\n'.join(f'| [`{e.name}`]({_relative(page.to, "reference/")}#{e.name}) | {table_cell(self.link_names(e.summary, Page(None, "reference/index.md", ""), skip={e.name}))} |' for e in page.all_entries())
         return f'### [{page.title}]({_relative(page.to, "reference/")})\n\n{page.lead}\n\n<div class="names" markdown>\n\n| | |\n|---|---|\n{names}\n\n</div>\n'
 
     def nav(self):
@@ -233,7 +233,6 @@ def _write(path, text):
 def _relative(to, start): return os.path.relpath(to, os.path.dirname(start) or '.').replace(os.sep, '/')
 def _lists(text): return re.sub(r'(?m)^((?![-*+] |\d+\. )\S.*)\n(?=[-*+] |\d+\. )', r'\1\n\n', text) # Python-Markdown wants a blank line before a list
 def _attr(text): return re.sub(r'\s+', ' ', text).replace('"', '&quot;').replace('[', '(').replace(']', ')')
-def _cell(text): return re.sub(r'(`[^`]*`)|\|', lambda m: m[1] or r'\|', text.replace('\n', ' '))
 
 def _no_style(text): return re.sub(r'<style.*?</style>', '', text, flags=re.S).strip()
 

@@ -135,7 +135,9 @@ def _table(entry, link):
 def _row(name, doc, p, link):
     anno,default = (doc.anno if p is None else p.annotation),(p.default if p is not None else inspect.Parameter.empty)
     cells = [name, '' if anno is inspect.Parameter.empty else f'`{_type(anno)}`', '' if default is inspect.Parameter.empty else f'`{_value(default)}`', link(' '.join((doc.docment if doc and doc.docment else '').split()))]
-    return '| ' + ' | '.join(re.sub(r'(`[^`]*`)|\|', lambda m: m[1] or r'\|', o) for o in cells) + ' |'
+    return '| ' + ' | '.join(map(table_cell, cells)) + ' |'
+
+def table_cell(text): return re.sub(r'(`[^`]*`)|\|', lambda m: m[1] or r'\|', text.replace('\n', ' '))
 
 def _source(entry, repo):
     return f'<details class="source" data-search-exclude markdown><summary>Source</summary>\n\n``` {{ .python }}\n{entry.source}\n```\n\n{_place(entry, repo)}\n\n</details>'
