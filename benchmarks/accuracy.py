@@ -1,120 +1,216 @@
-"""Accuracy on groups never trained on: every model from scratch, on the same folds, for the same time; the tutorials' models with their first frames beside them.
+"""Cross-validate models trained from scratch for the same time, on held-out groups of clips.
 
-A fold holds out whole groups (people, cameras, source videos), so that each clip is scored once, by models that have not seen its group. Intervals are those of drawing the groups anew.
+Each fold holds out whole groups (people, cameras, source videos), so every clip is scored once, by a model
+that was not trained on its group. The 95 % confidence interval is a bootstrap over groups. `--baseline` adds
+the tutorials' models, which use the first 5 frames of each clip.
 """
-import argparse
 import tempfile
 import time
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fastai.vision.all import IndexSplitter, LabelSmoothingCrossEntropyFlat, RandomCrop, Resize, ResizeMethod, accuracy, parent_label, plt, set_seed
-from harness import load_module, machine, report
+from fastai.vision.all import (
+    IndexSplitter,
+    LabelSmoothingCrossEntropyFlat,
+    Learner,
+    RandomCrop,
+    Resize,
+    ResizeMethod,
+    accuracy,
+    parent_label,
+    plt,
+    resnet34,
+    set_seed,
+)
+from harness import create_parser, load_module, machine, markdown_table, report
 
-from vidseq.all import VideoDataLoaders, aug_clips, epochs_for, evaluate, extract_videos, first_frames, frames_folder, get_clips, group_by, group_interval, small_timesformer, time_sensitivity, video_info, video_learner, window_frames
-from vidseq.report import contenders
+from vidseq.data.augment import aug_clips
+from vidseq.data.block import VideoDataLoaders
+from vidseq.data.loader import get_clips
+from vidseq.data.samplers import first_frames, window_frames
+from vidseq.data.splits import group_by
+from vidseq.evaluate.scores import evaluate, group_interval, time_sensitivity
+from vidseq.models.timesformer import small_timesformer
+from vidseq.report.compare import default_models, epochs_for
+from vidseq.train.learner import video_learner
+from vidseq.video.extract import extract_videos
+from vidseq.video.frame_folder import frames_folder
+from vidseq.video.info import video_info
 
-models = contenders | {'TimeSformer': (small_timesformer, 3e-3)} # from scratch: model and learning rate
+models = default_models | {'TimeSformer': (small_timesformer, 3e-3)} # name -> (model, learning rate)
+parts = ('augmentation', 'window', 'smoothing', 'half') # of the recipe, which `--without` can omit
+
+Fold = namedtuple('Fold', 'right right_views sensitivity epochs seconds') # Scores of one model on one fold
+Result = namedtuple('Result', 'name right right_views interval folds') # Scores of one model on all clips
 
 
-def folds(groups, n):
-    "Positions that each of `n` folds holds out: whole groups, every n-th of the sorted ones"
+def split_folds(groups, n):
+    "Return the indices of the clips that each of `n` folds holds out: every n-th of the sorted groups"
     order = sorted(set(groups))
-    if len(order) < n: raise ValueError(f'{n} folds of {len(order)} groups: there must be a group for each.')
+    if len(order) < n: raise ValueError(f'--folds: {n} folds, but {len(order)} groups. Use fewer folds.')
     return [[i for i,g in enumerate(groups) if g in order[k::n]] for k in range(n)]
 
 
-def our_learner(model, lr, videos, valid, args):
-    "The recipe: a random window of frames that are `step` apart, the whole clip moved, turned, scaled, lit and, if that is harmless, mirrored alike; smoothed labels; half precision where it pays"
-    height,width = (args.size, args.size) if model is small_timesformer else (args.size, args.size*args.width//args.height//8*8)
-    shift = args.size//8
+def frame_size(model, args):
+    "Return the height and width of frames for `model`: square for TimeSformer, else as in the videos"
+    if model is small_timesformer: return args.size,args.size
+    return args.size,args.size*args.width//args.height//8*8
+
+
+def create_dls(model, videos, valid, args):
+    "Create the `DataLoaders` of the recipe: random window, random crop and clip augmentation in training"
+    height,width = frame_size(model, args)
+    margin = args.size//8
+    folders = [frames_folder(v, args.frames/'small', args.dir) for v in videos]
     sampler = first_frames if 'window' in args.without else partial(window_frames, step=args.step)
-    tfms = [] if 'augmentation' in args.without else aug_clips(args.flip)
-    dls = VideoDataLoaders.from_path_func(args.dir, [frames_folder(v, args.frames/'small', args.dir) for v in videos], parent_label, splitter=IndexSplitter(valid), seq_len=args.seq_len, sampler=sampler, bs=args.bs,
-        num_workers=0, item_tfms=[Resize((height+shift,width+shift), ResizeMethod.Squish), RandomCrop((height,width))], batch_tfms=tfms)
-    learn = video_learner(dls, model, loss_func=None if 'smoothing' in args.without else LabelSmoothingCrossEntropyFlat(.1), wd=.05)
+    resize = Resize((height+margin, width+margin), ResizeMethod.Squish)
+    return VideoDataLoaders.from_path_func(
+        args.dir, folders, parent_label, splitter=IndexSplitter(valid), seq_len=args.seq_len, sampler=sampler,
+        bs=args.bs, num_workers=0, item_tfms=[resize, RandomCrop((height, width))],
+        batch_tfms=[] if 'augmentation' in args.without else aug_clips(args.flip))
+
+
+def recipe_learner(model, lr, videos, valid, args):
+    "Create a learner of vidseq with the recipe, and return it with its learning rate and number of views"
+    loss_func = None if 'smoothing' in args.without else LabelSmoothingCrossEntropyFlat(.1)
+    learn = video_learner(create_dls(model, videos, valid, args), model, loss_func=loss_func, wd=.05)
     return learn if 'half' in args.without else learn.to_amp(), lr, args.views
 
 
-def tutorials_learner(tutorial, name, videos, valid, args):
-    "A learner of the tutorials: the first 5 frames, 64 pixels, resnet34"
-    from fastai.vision.all import Learner, resnet34
-    dls = tutorial.get_action_dataloaders([frames_folder(v, args.frames/'whole', args.dir) for v in videos], bs=args.bs, image_size=64, seq_len=5, val_idxs=valid, num_workers=0)
-    split = dict(SimpleModel=tutorial.simple_splitter, RNNModel=tutorial.rnnmodel_splitter)[name]
-    return Learner(dls, getattr(tutorial, name)(resnet34, len(dls.vocab)), metrics=[accuracy], splitter=split), 1e-3, 1 # its clips have one view
+def tutorial_learner(tutorial, name, videos, valid, args):
+    "Create a learner of the tutorials (first 5 frames, 64 pixels, resnet34) with its learning rate and 1 view"
+    folders = [frames_folder(v, args.frames/'whole', args.dir) for v in videos]
+    dls = tutorial.get_action_dataloaders(folders, bs=args.bs, image_size=64, seq_len=5, val_idxs=valid,
+                                          num_workers=0)
+    splitter = dict(SimpleModel=tutorial.simple_splitter, RNNModel=tutorial.rnnmodel_splitter)[name]
+    model = getattr(tutorial, name)(resnet34, len(dls.vocab))
+    return Learner(dls, model, metrics=[accuracy], splitter=splitter), 1e-3, 1
 
 
-def scored(learner, videos, valid, args):
-    "Train for the time there is -> whether each held-out clip is then named rightly, by one clip in the middle and by several; accuracy on changed clips; epochs and seconds"
+def train_and_score(create_learner, videos, valid, args):
+    "Train a learner for about `args.seconds` and return its scores on the clips `valid` as a `Fold`"
     set_seed(args.seed)
-    learn,lr,n_views = learner(videos=videos, valid=valid, args=args)
-    n,start = epochs_for(learn, args.seconds),time.perf_counter()
+    learn,lr,n_views = create_learner(videos=videos, valid=valid, args=args)
+    n_epochs,start = epochs_for(learn, args.seconds),time.perf_counter()
     with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(n, lr)
-        took = time.perf_counter()-start
+        learn.fit_one_cycle(n_epochs, lr)
+        seconds = time.perf_counter()-start
         preds,targs = learn.get_preds(dl=learn.dls.valid)
-        several = evaluate(learn, n_views=n_views).right if n_views > 1 else None
-    return (preds.argmax(1) == targs).numpy(), several, time_sensitivity(learn), n, took
+        right_views = evaluate(learn, n_views=n_views).right if n_views > 1 else None
+        right = (preds.argmax(1) == targs).numpy()
+        return Fold(right, right_views, time_sensitivity(learn), n_epochs, seconds)
 
 
-def plot(rows, fname):
-    "Accuracy of each model, its interval, and its folds as dots"
-    fig,ax = plt.subplots(figsize=(8, .5*len(rows)+1))
-    for y,(_,acc,(low,high),each,*_) in enumerate(rows):
-        ax.plot([low,high], [y,y], color='tab:blue', lw=6, alpha=.3)
-        ax.plot(each, [y]*len(each), 'o', color='gray', ms=4)
-        ax.plot([acc], [y], 'D', color='tab:blue')
-    ax.set(yticks=range(len(rows)), yticklabels=[o[0] for o in rows], xlim=(0,1.02), xlabel='accuracy on groups never trained on; interval over groups; a dot for each fold')
+def print_fold(name, fold, n_views):
+    "Print the scores of a model on one fold"
+    views = '' if fold.right_views is None else f', {fold.right_views.mean():.3f} with {n_views}'
+    order = ', '.join(f'{k} {v:.2f}' for k,v in fold.sensitivity.items())
+    training = f'{fold.epochs} epochs in {fold.seconds:.0f} s'
+    print(f'{name}: {fold.right.mean():.3f} with one clip{views}; {training}; {order}', flush=True)
+
+
+def cross_validate(name, create_learner, videos, groups, args):
+    "Train and score a model on each fold, and return its scores on all clips as a `Result`"
+    right,right_views,folds = np.zeros(len(videos), bool),np.zeros(len(videos), bool),[]
+    for valid in split_folds(groups, args.folds):
+        fold = train_and_score(create_learner, videos, valid, args)
+        right[valid] = fold.right
+        if fold.right_views is not None: right_views[valid] = fold.right_views
+        print_fold(name, fold, args.views)
+        folds.append(fold)
+    mean_views = None if folds[0].right_views is None else right_views.mean()
+    return Result(name, right.mean(), mean_views, group_interval(right, groups), folds)
+
+
+def table_row(res):
+    "Format a `Result` as the cells of a row"
+    low,high = res.interval
+    sensitivity = sum(o.sensitivity for o in res.folds)/len(res.folds)
+    return [res.name, f'{res.right:.3f}', f'{low:.2f} to {high:.2f}',
+            ' '.join(f'{o.right.mean():.2f}' for o in res.folds),
+            '' if res.right_views is None else f'{res.right_views:.3f}',
+            ' '.join(f'{sensitivity[o]:.2f}' for o in ('reversed', 'shuffled', 'one frame')),
+            ' '.join(str(o.epochs) for o in res.folds)]
+
+
+def results_table(results, n_views):
+    "Format results as a Markdown table"
+    head = ['model', 'accuracy', '95 % over groups', 'each fold', f'{n_views} clips of a video',
+            'reversed, shuffled, one frame', 'epochs']
+    return markdown_table(head, *map(table_row, results))
+
+
+def plot_results(results, fname):
+    "Plot the accuracy of each model, its confidence interval, and its folds as dots, to the file `fname`"
+    fig,ax = plt.subplots(figsize=(8, .5*len(results)+1))
+    for y,res in enumerate(results):
+        ax.plot(res.interval, [y, y], color='tab:blue', lw=6, alpha=.3)
+        ax.plot([o.right.mean() for o in res.folds], [y]*len(res.folds), 'o', color='gray', ms=4)
+        ax.plot([res.right], [y], 'D', color='tab:blue')
+    ax.set(yticks=range(len(results)), yticklabels=[o.name for o in results], xlim=(0, 1.02),
+           xlabel='accuracy on held-out groups, with 95 % confidence interval over groups; dots: folds')
     ax.invert_yaxis()
     fig.savefig(fname, dpi=80, bbox_inches='tight')
 
 
-if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__)
+def learners(args):
+    "Return the functions that create the learners to compare, by name"
+    names = models if args.models is None else args.models
+    found = {name: partial(recipe_learner, *models[name]) for name in names}
+    if not args.baseline: return found
+    tutorial = load_module(args.baseline)
+    theirs = ('SimpleModel', 'RNNModel')
+    return found | {f"the tutorials' {o}": partial(tutorial_learner, tutorial, o) for o in theirs}
+
+
+def extract_all(videos, args):
+    "Extract the frames at the size that training uses and, for the tutorials' models, at full size"
+    extract_videos(videos, args.frames/'small', root=args.dir, size=args.size+args.size//8)
+    if args.baseline: extract_videos(videos, args.frames/'whole', root=args.dir)
+    info = video_info(videos[0])
+    args.height,args.width = info.height,info.width
+
+
+def setting(videos, groups, args):
+    "Describe data, folds and training time in one line"
+    n_classes = len(set(map(parent_label, videos)))
+    data = f'{len(videos)} clips of {n_classes} classes, {len(set(groups))} groups in {args.folds} folds'
+    omitted = f' Without {", ".join(args.without)}.' if args.without else ''
+    return f'{data}; {args.seconds:.0f} s of training each.{omitted}'
+
+
+def parse_args():
+    "Parse the command line"
+    p = create_parser(__doc__, 'get_action_dataloaders, SimpleModel and RNNModel', rounds=False)
     p.add_argument('dir', type=Path, help='class folders of videos')
-    p.add_argument('--group', default='^[^_]+', help='regular expression for the group in a file name (default: what stands before the first _)')
-    p.add_argument('--baseline', type=Path, help="a Python file with the tutorials' own get_action_dataloaders, SimpleModel and RNNModel")
-    p.add_argument('--models', nargs='*', help=f'some of: {", ".join(models)}')
-    p.add_argument('--folds', type=int, default=3)
-    p.add_argument('--seconds', type=float, default=120, help='training time for each model and fold')
-    p.add_argument('--seq-len', type=int, default=12)
-    p.add_argument('--step', type=int, default=2)
-    p.add_argument('--size', type=int, default=64, help='height of frames, pixels')
-    p.add_argument('--bs', type=int, default=8)
-    p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--flip', action='store_true', help='mirror clips in training: not where left and right are classes')
-    p.add_argument('--views', type=int, default=5, help='clips of each video for the second score')
-    p.add_argument('--without', nargs='*', default=[], choices=('augmentation','window','smoothing','half'), help='leave out a part of the recipe, to see what it brings')
-    p.add_argument('--plot', type=Path, help='write a picture here')
-    p.add_argument('--save', action='store_true', help='put the table into README.md')
-    args = p.parse_args()
+    def add(name, default, text):
+        p.add_argument(name, default=default, type=type(default), help=f'{text} (default: {default})')
+    add('--group', '^[^_]+', 'regular expression for the group in a file name')
+    add('--folds', 3, 'folds of the cross-validation')
+    add('--seconds', 120., 'training time per model and fold')
+    add('--seq-len', 12, 'frames of each clip')
+    add('--step', 2, 'distance between frames, in frames')
+    add('--size', 64, 'height of frames, in pixels')
+    add('--bs', 8, 'clips in a batch')
+    add('--seed', 0, 'random seed of each training')
+    add('--views', 5, 'clips of each video for the second score')
+    p.add_argument('--models', nargs='*', choices=models, metavar='NAME', help=f'any of: {", ".join(models)}')
+    p.add_argument('--flip', action='store_true', help='train with horizontal flip, p=0.5')
+    p.add_argument('--without', nargs='*', default=[], choices=parts, help='parts of the recipe to omit')
+    p.add_argument('--plot', type=Path, help='write a plot to this image file')
+    return p.parse_args()
+
+
+if __name__ == '__main__':
+    args = parse_args()
     videos = get_clips(args.dir)
+    groups = np.array([group_by(args.group)(v) or '' for v in videos])
     with tempfile.TemporaryDirectory() as tmp:
         args.frames = Path(tmp)
-        extract_videos(videos, args.frames/'small', root=args.dir, size=args.size+args.size//8) # at the size of their use
-        if args.baseline: extract_videos(videos, args.frames/'whole', root=args.dir)
-        info = video_info(videos[0])
-        args.height,args.width = info.height,info.width
-        groups = np.array([group_by(args.group)(v) or '' for v in videos])
-        learners = {name: partial(our_learner, *models[name]) for name in (models if args.models is None else args.models)}
-        if args.baseline:
-            tutorial = load_module(args.baseline)
-            learners |= {f"the tutorials' {name}": partial(tutorials_learner, tutorial, name) for name in ('SimpleModel','RNNModel')}
-        held,rows = folds(groups, args.folds),[]
-        for name,learner in learners.items():
-            right,more,each,changed,epochs = np.zeros(len(videos), bool),np.zeros(len(videos), bool),[],[],[]
-            for valid in held:
-                right[valid],several,time_,n,took = scored(learner, videos, valid, args)
-                if several is not None: more[valid] = several
-                each.append(right[valid].mean())
-                changed.append(time_)
-                epochs.append(n)
-                print(f'{name}: {each[-1]:.3f} with one clip, {"-" if several is None else f"{several.mean():.3f}"} with {args.views}; {n} epochs in {took:.0f} s; {", ".join(f"{k} {v:.2f}" for k,v in time_.items())}', flush=True)
-            rows.append((name, right.mean(), group_interval(right, groups), each, None if several is None else more.mean(), sum(changed)/len(changed), epochs))
-    lines = [f'| {name} | {acc:.3f} | {low:.2f} to {high:.2f} | {" ".join(f"{o:.2f}" for o in each)} | {"" if more is None else f"{more:.3f}"} | {time_["reversed"]:.2f} {time_["shuffled"]:.2f} {time_["one frame"]:.2f} | {" ".join(map(str, epochs))} |'
-             for name,acc,(low,high),each,more,time_,epochs in rows]
-    text = '\n'.join([f'| model | accuracy | 95 % over groups | each fold | {args.views} clips of a video | reversed, shuffled, one frame | epochs |', '|---|---|---|---|---|---|---|', *lines])
-    left_out = f' Without {", ".join(args.without)}.' if args.without else ''
-    report('accuracy', [machine('torch', 'fastai'), f'{len(videos)} clips of {len(set(map(parent_label, videos)))} classes, {len(set(groups))} groups in {args.folds} folds; {args.seconds:.0f} s of training each.{left_out}', text], args.save)
-    if args.plot: plot(rows, args.plot)
+        extract_all(videos, args)
+        results = [cross_validate(name, o, videos, groups, args) for name,o in learners(args).items()]
+    tables = [setting(videos, groups, args), results_table(results, args.views)]
+    report('accuracy', [machine('torch', 'fastai'), *tables], args.save)
+    if args.plot: plot_results(results, args.plot)

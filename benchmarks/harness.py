@@ -1,4 +1,4 @@
-"Candidates measured side by side: interleaved rounds, CPU and wall time, medians of the ratios within a round."
+"Measure candidates in interleaved rounds: CPU and wall time, and the median of the ratios within a round."
 import argparse
 import importlib.util
 import os
@@ -10,79 +10,111 @@ from pathlib import Path
 from statistics import median
 
 try: import resource
-except ImportError: resource = None # Windows: the time of child processes is not counted
+except ImportError: resource = None # Windows: the CPU time of child processes is not counted
 
 
 def cpu_seconds():
-    "CPU time so far of this process and of the children it has waited for"
+    "Return the CPU time so far of this process and of its finished child processes"
     if resource is None: return time.process_time()
     usages = [resource.getrusage(o) for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(o.ru_utime+o.ru_stime for o in usages)
 
 
 def one_core():
-    "Keep this process and what it starts on one core, where the system allows it"
+    "Pin this process and its child processes to one core, where the system supports it"
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[name] = '1'
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def load_module(fname):
-    "The module in the file `fname`"
+    "Import the Python file `fname` as a module"
     spec = importlib.util.spec_from_file_location(Path(fname).stem, fname)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def timed(f):
+    "Call `f`, which returns a number of units, and return its CPU and wall seconds per unit"
+    cpu,wall = cpu_seconds(),time.perf_counter()
+    n = f()
+    return (cpu_seconds()-cpu)/n, (time.perf_counter()-wall)/n
+
+
 def measure(candidates, rounds=5, before=lambda name: None):
-    "`{name: function that returns how many units it did}` -> `{name: [(CPU s per unit, wall s per unit) of each round]}`, the rounds interleaved; `before(name)` is not timed"
+    """Time `candidates`, a dict of functions by name, in interleaved rounds after one to warm up.
+
+    A function returns the number of units that it processed. `before(name)` is called before each, untimed.
+    Return `{name: [(CPU seconds per unit, wall seconds per unit) of each round]}`."""
     times = {name: [] for name in candidates}
     for r in range(rounds+1):
         for name,f in candidates.items():
             before(name)
-            cpu,wall = cpu_seconds(),time.perf_counter()
-            n = f()
-            cpu,wall = cpu_seconds()-cpu,time.perf_counter()-wall
-            if r: times[name].append((cpu/n, wall/n)) # the first round warms caches
+            seconds = timed(f)
+            if r: times[name].append(seconds)
     return times
 
 
 def table(times, unit, reference=None, extra=None):
-    "Markdown: median ms per unit, and how many times the work of `reference` (default: the first) is done in the same CPU time, the median over rounds; `extra` is {column: {name: text}}"
+    """Format `times` as a Markdown table: median milliseconds per unit, and the speedup over `reference`.
+
+    The speedup is the median over rounds of the ratio of CPU times. `reference` defaults to the first
+    candidate; `extra` holds further columns: `{column: {name: text}}`."""
     reference,extra = reference or next(iter(times)),extra or {}
     rows = [['', f'CPU ms per {unit}', f'wall ms per {unit}', f'times {reference}', *extra]]
     for name,ts in times.items():
         ratio = median(ref[0]/t[0] for ref,t in zip(times[reference], ts))
-        rows.append([name, *(f'{1000*median(t[i] for t in ts):.2f}' for i in range(2)), f'{ratio:.2f}', *(col.get(name, '') for col in extra.values())])
-    head,*body = ['| '+' | '.join(r)+' |' for r in rows]
-    return '\n'.join([head, '|---'*len(rows[0])+'|', *body])
+        medians = [f'{1000*median(o):.2f}' for o in zip(*ts)]
+        rows.append([name, *medians, f'{ratio:.2f}', *(col.get(name, '') for col in extra.values())])
+    return markdown_table(*rows)
+
+
+def markdown_table(head, *body):
+    "Format rows of strings as a Markdown table whose first row is the head"
+    lines = ['| '+' | '.join(row)+' |' for row in (head, *body)]
+    return '\n'.join([lines[0], '|---'*len(head)+'|', *lines[1:]])
+
+
+def installed_version(package):
+    "Return the name and version of `package`, or that it is not installed"
+    try: return f'{package} {version(package)}'
+    except PackageNotFoundError: return f'{package} not installed'
 
 
 def machine(*packages):
-    "One line: processor, system, Python and the versions that matter"
+    "Describe this machine in one line: processor, cores, system, and the versions of Python and `packages`"
     cpuinfo = Path('/proc/cpuinfo')
-    found = re.search(r'model name\s*:\s*(.+)', cpuinfo.read_text()) if cpuinfo.exists() else None
-    def named(p):
-        try: return f'{p} {version(p)}'
-        except PackageNotFoundError: return f'{p} not installed'
-    return ', '.join([found[1] if found else platform.processor() or platform.machine(), f'{os.cpu_count()} cores', platform.system(), f'Python {platform.python_version()}', *map(named, packages)])
+    model = re.search(r'model name\s*:\s*(.+)', cpuinfo.read_text()) if cpuinfo.exists() else None
+    processor = model[1] if model else platform.processor() or platform.machine()
+    system = f'{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}'
+    return ', '.join([processor, system, *map(installed_version, packages)])
 
 
-def arguments(doc, baseline):
-    "The arguments that comparisons of videos share; `baseline` is what it takes from the tutorials' code"
+def fast_folder():
+    "Return a folder in memory for temporary files, or None for the system's default"
+    return '/dev/shm' if os.path.isdir('/dev/shm') else None
+
+
+def create_parser(doc, baseline=None, rounds=True):
+    "Create a parser with the options of all benchmarks; `baseline` lists the names that its file must define"
     p = argparse.ArgumentParser(description=doc)
-    p.add_argument('dir', type=Path, nargs='?', help='class folders of videos (default: drawn shapes)')
-    p.add_argument('--baseline', type=Path, help=f'a Python file with the tutorials\' own {baseline}')
-    p.add_argument('--rounds', type=int, default=5)
-    p.add_argument('--save', action='store_true', help='put the tables into README.md')
+    if baseline: p.add_argument('--baseline', type=Path, help=f"Python file with the tutorials' {baseline}")
+    if rounds: p.add_argument('--rounds', type=int, default=5, help='measured rounds (default: 5)')
+    p.add_argument('--save', action='store_true', help='write the tables to benchmarks/README.md')
     return p
 
 
-def report(section, tables, keep=True):
-    "Print `tables`, and if `keep` put them between the marks of `section` in README.md"
+def add_folder_argument(p):
+    "Add the optional folder of videos to the parser `p`"
+    text = 'class folders of videos (default: synthetic moving shapes)'
+    p.add_argument('dir', type=Path, nargs='?', help=text)
+
+
+def report(section, tables, save=True):
+    "Print `tables` and, with `save`, write them between the marks of `section` in README.md"
     text = '\n\n'.join(tables)
     print(text)
-    if not keep: return
+    if not save: return
     readme = Path(__file__).with_name('README.md')
     old = readme.read_text(encoding='utf-8')
     start,end = f'<!-- {section} -->\n',f'<!-- end {section} -->'

@@ -1,10 +1,9 @@
-"What `from vidseq.all import *` adds to `from fastai.vision.all import *`: fresh processes, medians."
-import argparse
+"Measure the import time of `vidseq.all` after `fastai.vision.all`: medians over fresh processes."
 import subprocess
 import sys
 from statistics import median
 
-from harness import machine, report
+from harness import create_parser, machine, markdown_table, report
 
 code = '''
 import time, warnings; warnings.simplefilter('ignore'); start = time.perf_counter()
@@ -14,16 +13,17 @@ from vidseq.all import *
 print(between-start, time.perf_counter()-between)'''
 
 
-def seconds(n=5):
-    runs = [subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() for _ in range(n)]
-    return [median(float(r[i]) for r in runs) for i in range(2)]
+def import_seconds(n=5):
+    "Return the median import time of fastai, and of vidseq after it, over `n` processes"
+    def run(): return subprocess.check_output([sys.executable, '-c', code], text=True)
+    times = [map(float, run().split()) for _ in range(n)]
+    return [median(o) for o in zip(*times)]
 
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--save', action='store_true', help='put the table into README.md')
-    args = p.parse_args()
-    fastai,vidseq = seconds()
-    rows = [f'| {name} | {secs:.2f} | {secs/fastai:.3f} |' for name,secs in (('fastai.vision.all', fastai), ('vidseq.all, after it', vidseq))]
-    text = '\n'.join([machine('fastai', 'torch'), '', '| import | seconds | ratio |', '|---|---|---|', *rows])
-    report('imports', [text], args.save)
+    args = create_parser(__doc__, rounds=False).parse_args()
+    fastai,vidseq = import_seconds()
+    names = {'fastai.vision.all': fastai, 'vidseq.all, after it': vidseq}
+    rows = [[name, f'{secs:.2f}', f'{secs/fastai:.3f}'] for name,secs in names.items()]
+    text = markdown_table(['import', 'seconds', 'ratio'], *rows)
+    report('imports', [machine('fastai', 'torch'), text], args.save)

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 from reference import entries, table_cell, to_markdown
 
-# The first notebook of each part of the reference, and the order of tutorials; others follow by name.
-parts = {'00': 'Videos in', '01c': 'Clips', '02c': 'Models', '06': 'Training and use'}
+# The packages, by the first digit of their notebooks, and the order of the tutorials; others follow by name
+parts = {'0': 'Files', '1': 'Video', '2': 'Data sets', '3': 'Data', '4': 'Models', '5': 'Training', '6': 'Evaluation', '7': 'Deployment', '8': 'Report', '9': 'Command'}
 tutorials = ['your_videos', 'image_sequences', 'timesformer', 'honest_scores', 'image_to_video', 'speed_memory', 'ship_it']
-notes = {'docs/limits.md': 'limits.md', 'docs/migration.md': 'migration.md', 'benchmarks/README.md': 'benchmarks.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
+notes = {'docs/architecture.md': 'architecture.md', 'docs/limits.md': 'limits.md', 'docs/migration.md': 'migration.md', 'benchmarks/README.md': 'benchmarks.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
 not_shown = {'hide', 'export', 'exporti', 'default_exp'} # cells with these directives
 known = not_shown | {'exports', 'slow', 'notest', 'eval', 'echo', 'hide_input', 'hide_output', 'fig-alt'} # all that a page knows what to do about
 
@@ -56,7 +56,7 @@ def find_pages(root):
 def _notebook(path, to, section): return Page(path, to, section, json.loads(path.read_text(encoding='utf-8'))['cells'])
 
 def _reference(path):
-    page = _notebook(path, '', next(v for k,v in reversed(parts.items()) if k <= path.stem))
+    page = _notebook(path, '', parts[path.stem[0]])
     name = next(d['default_exp'] for c in page.cells if 'default_exp' in (d := split(c)[0]))
     page.to,page.module = f'reference/{name}.md',import_module(f'vidseq.{name}')
     for i,c in enumerate(page.cells):
@@ -92,6 +92,7 @@ class Site:
             if o.kind != 'method' and hasattr(import_module('vidseq.all'), o.name) or first: yield o.name,o.name
             if first and '_' in last: yield last,o.name
             if first == 'Learner': yield f'learn.{last}',o.name
+            if _takes_learner(o): yield f'learn.{o.name}',o.name
 
     def write(self, folder):
         "All pages as Markdown, with their pictures"
@@ -123,7 +124,7 @@ class Site:
     def contents(self, page):
         also = [o for o in page.module.__all__ if o in self.names and self.names[o] != page.to]
         names = [e.name for e in page.all_entries()]
-        text = f'`vidseq.{page.module.__name__.split(".")[-1]}`: ' + ' · '.join(f'[`{o}`](#{o})' for o in names)
+        text = f'`{page.module.__name__}`: ' + ' · '.join(f'[`{o}`](#{o})' for o in names)
         if also: text += '; and from other pages ' + ' · '.join(f'[`{o}`]({_relative(self.names[o], page.to)}#{o})' for o in also)
         return f'<div class="contents" data-search-exclude markdown>\n\n{text}\n\n</div>'
 
@@ -225,6 +226,10 @@ class Site:
         sections = [('Home', 'index.md'), ('Tutorials', ['tutorials/index.md', *of('Tutorials')]), ('Cookbook', 'cookbook.md'), ('Reference', ['reference/index.md', *({o: of(o)} for o in parts.values())]), ('Notes', of('Notes'))]
         return [{k: v} for k,v in sections if not isinstance(v, str) or any(p.to == v for p in self.pages)]
 
+
+def _takes_learner(entry):
+    "Whether a function is a method of `Learner` as well: see `learner_method`"
+    return entry.kind == 'function' and entry.source.startswith('@learner_method')
 
 def _write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)

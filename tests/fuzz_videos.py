@@ -1,4 +1,4 @@
-"Damaged videos by the thousand: `python fuzz_videos.py seed start stop folder` tries some of them in this process and prints a line of JSON for each"
+"Read thousands of damaged videos: `python fuzz_videos.py seed start stop folder` reads some of them in this process and prints the counts as JSON"
 import faulthandler
 import json
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from make_videos import peak, write
 
-from vidseq.video import VideoError, decode_video, read_frames, video_info
+from vidseq.video.decode import read_frames, VideoError
+from vidseq.video.info import scan_video, video_info
 
 bases = {'a.avi': dict(bf='2'), 'b.mp4': dict(codec='libx264'), 'c.mkv': dict(codec='libx265', x265_params='log-level=none'), 'd.webm': dict(codec='libvpx', auto_alt_ref='1', lag_in_frames='8', deadline='realtime'),
          'e.mov': dict(codec='qtrle', pix_fmt='argb', n=6), 'f.mpg': dict(codec='mpeg2video', bf='2'), 'g.ts': dict(codec='libx264', bf='2'), 'h.flv': dict(codec='flv1'), 'i.wmv': dict(codec='wmv2'),
@@ -49,7 +50,7 @@ def _swap(data, rng, end):
 
 
 def mutate(data, rng):
-    "One to three kinds of damage, half of the time to the first bytes"
+    "Apply one to three kinds of damage to `data`, with p=0.5 to its first 600 bytes"
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         damage = [_flip, _flip, _extreme, _extreme, _zero, _cut, _drop, _double, _insert, _swap][rng.integers(10)]
@@ -58,7 +59,7 @@ def mutate(data, rng):
 
 
 def make_mutants(folder, seed, start, stop):
-    "Numbers and paths of damaged videos; each follows from `seed` and its number alone"
+    "Yield numbers and paths of damaged videos; each depends only on `seed` and its number"
     wholes = [(name, write(folder/f'whole_{name}', **kw).read_bytes()) for name,kw in bases.items()]
     for i in range(start, stop):
         name,data = wholes[i%len(wholes)]
@@ -76,12 +77,12 @@ def _outcome(f):
 
 
 def attempt(path):
-    "How a video ends in `decode_video`, `video_info` and `read_frames`; whatever is no `VideoError` is raised"
-    decoded = _outcome(lambda: decode_video(path, lambda i,img: img.max(), size=24, max_pixels=2**22))
-    info = _outcome(lambda: video_info(path, max_pixels=2**22))
+    "Read a video with `scan_video`, `video_info` and `read_frames`, and return the outcome; errors other than `VideoError` are raised"
+    decoded = _outcome(lambda: scan_video(path, lambda i,img: img.max(), size=24))
+    info = _outcome(lambda: video_info(path))
     if isinstance(decoded, str): return decoded, isinstance(info, dict), 0
     n = decoded.frames
-    assert len(read_frames(path, [n-1,0,n//2,0], max_pixels=2**22)) == 4
+    assert len(read_frames(path, [n-1,0,n//2,0])) == 4
     return 'partial' if decoded.missing else 'whole', isinstance(info, dict), n
 
 
@@ -96,13 +97,14 @@ def _limit_memory(extra):
 
 def main(seed, start, stop, folder):
     warnings.simplefilter('ignore')
+    os.environ['VIDSEQ_MAX_PIXELS'] = str(2**22)
     tried,before,slowest = Counter(),None,(0,None)
     for i,path in make_mutants(Path(folder), seed, start, stop):
         if before is None:
             _limit_memory(2**30)
             before,rss = open_files(),peak()
         print(i, path.name, flush=True)
-        faulthandler.dump_traceback_later(30, exit=True) # a hang ends here, named by the line above
+        faulthandler.dump_traceback_later(30, exit=True) # ends a hang; the line above names the video
         begin = time.perf_counter()
         how,info,n = attempt(path)
         tried.update({how: 1, 'frames': n, 'info': info})

@@ -1,4 +1,4 @@
-"Small videos of every kind, whole and damaged, and the plain decode that they are compared with"
+"Write small videos of every container and codec, and decode them with PyAV as a reference"
 import os
 import re
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def pictures(n=20, w=64, h=48, seed=0):
-    "Noise that moves, the number of the frame in a corner"
+    "Yield `n` frames of moving noise; the gray level of a corner is the frame number"
     base = np.random.default_rng(seed).integers(0, 255, (h//2+1, w//2+1, 3), np.uint8).repeat(2,0).repeat(2,1)[:h,:w]
     for i in range(n):
         arr = np.roll(base, 3*i, 1)
@@ -28,7 +28,7 @@ def _sound(container, stream, seconds):
 
 
 def write(path, codec='mpeg4', pix_fmt='yuv420p', n=20, w=64, h=48, format=None, pts=None, rotation=0, sound=0, shift=0, seed=0, metadata=None, **options):
-    "A video of `n` pictures, at `pts` (25ths of a second) or one after the other; `sound`: seconds of it, in stream 0; `shift`: where the timestamps of the file begin"
+    "Write a video of `n` frames at `pts` (25ths of a second, default: consecutive); `sound`: seconds of audio in stream 0; `shift`: offset of the timestamps"
     with av.open(f'file:{path}', 'w', format=format) as container:
         container.metadata.update(metadata or {})
         audio = container.add_stream('aac', rate=16000) if sound else None
@@ -55,7 +55,7 @@ def _shifted(packets, shift):
 
 
 def decode(path, format='rgb24'):
-    "All frames of the first video stream, upright, in the size of the first"
+    "Return all frames of the first video stream, upright, in the size of the first frame"
     lenient = dict(metadata_errors='ignore') if int(av.__version__.split('.')[0]) < 19 else {}
     with av.open(f'file:{os.fspath(path)}', **lenient) as container:
         frames, size = [], {}
@@ -66,7 +66,7 @@ def decode(path, format='rgb24'):
 
 
 def peak():
-    "Most memory that this process had, in MB; 0 where that is not known"
+    "Return the peak memory of this process in MB, 0 if unknown"
     try: return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/2**10 # Linux, where `ru_maxrss` begins with the parent's
     except OSError: pass
     try: import resource

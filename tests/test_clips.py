@@ -19,8 +19,16 @@ from fastai.vision.all import (Callback, ClassificationInterpretation, CrossEntr
 from PIL import Image
 from torch.nn import functional as F
 
-from vidseq.all import (Conv3dModel, ImageTuple, ImageTupleTfm, VideoDataLoaders, VideoError, extract_frames, extract_videos, first_frames, get_clips, get_videos,
-                        moving_shapes, open_video, spread_frames, video_learner, window_frames, write_video)
+from vidseq.data.block import VideoDataLoaders
+from vidseq.data.clip import ImageTuple, ImageTupleTfm
+from vidseq.data.loader import get_clips
+from vidseq.data.samplers import first_frames, spread_frames, window_frames
+from vidseq.datasets.shapes import moving_shapes
+from vidseq.deploy.predict import predict_video
+from vidseq.models.conv3d import Conv3dModel
+from vidseq.train.learner import video_learner
+from vidseq.video.decode import extract_frames, get_videos, open_video, VideoError, write_video
+from vidseq.video.extract import extract_videos
 
 matplotlib.use('Agg')
 small = dict(seq_len=4, image_size=32, bs=8, num_workers=0, seed=0, device='cpu')
@@ -126,7 +134,9 @@ def test_show_batch(dls):
     same_pictures(strips, x[torch.arange(6)])
     assert torch.equal(stacked(x), before) # what is shown is decoded elsewhere
 
-def title(truth, pred, *more): return ([truth, *([] if truth == pred else ['taken','for',pred]), *more], 'green' if truth == pred else 'red')
+def title(truth, pred, *more):
+    correct = truth == pred
+    return [truth, *([] if correct else ['predicted',pred]), *more], 'green' if correct else 'red'
 
 def test_show_results(learn, dls):
     x,y = dls.valid.one_batch()
@@ -139,7 +149,7 @@ def test_show_results(learn, dls):
 
 @pytest.mark.parametrize('make', [from_folder, from_df, from_lists])
 def test_interpretation(learn, shapes, tmp_path, make):
-    "Confusion and losses, counted by hand, whatever the items are"
+    "Confusion matrix and losses agree with a Python loop, whatever the items are"
     dls = make(shapes[1])
     outs = logits(learn, dls.valid)
     targs = targets(dls.valid)
@@ -195,7 +205,9 @@ def test_predict_a_video(learn, shapes, cls):
     video = get_videos(shapes[0])[21]
     expected = predict(learn, clip_of(video))[2]
     assert close(predict(learn, cls(video))[2], expected)
-    assert dict(learn.predict_video(cls(video), k=6)) == pytest.approx(dict(zip(learn.dls.vocab, expected.tolist())), abs=1e-5)
+    top = learn.predict_video(cls(video), k=6)
+    assert dict(top) == pytest.approx(dict(zip(learn.dls.vocab, expected.tolist())), abs=1e-5)
+    assert predict_video(learn, cls(video), k=6) == top # also a function
 
 @pytest.mark.parametrize('kind', [Path, str, clip_of], ids=['path', 'str', 'clip'])
 @pytest.mark.parametrize('make', [from_df, from_lists])
@@ -350,7 +362,7 @@ with learn.no_bar():
 start_methods = '''
 import multiprocessing, sys
 import torch
-from vidseq.all import VideoDataLoaders
+from vidseq.data.block import VideoDataLoaders
 
 if __name__ == '__main__':
     multiprocessing.set_start_method(sys.argv[1])
@@ -468,7 +480,7 @@ def test_a_bad_clip_is_replaced_and_named(shapes, tmp_path, capsys, of_videos, d
     assert list(dls.train.skipped) == []
     capsys.readouterr()
     assert Counter(labels(dls.train)) == Counter(o.parent.name for o in dls.train.items) # of each class as many as before
-    assert capsys.readouterr().out == f'1 clips could not be read, others with their labels took their places: {bad}\n'
+    assert capsys.readouterr().out == f'Replaced 1 unreadable clips by others with the same label: {bad}\n'
     assert list(dls.train.skipped) == [bad]
     assert labels(dls.valid) == [o.parent.name for o in dls.valid.items]
     assert (capsys.readouterr().out, list(dls.valid.skipped)) == ('', [])
@@ -480,7 +492,8 @@ leaks = '''
 import gc, multiprocessing, os, sys, time
 from pathlib import Path
 from fastai.vision.all import RandomResizedCrop
-from vidseq.all import VideoDataLoaders, get_clips
+from vidseq.data.block import VideoDataLoaders
+from vidseq.data.loader import get_clips
 
 def used(pid):
     "Megabytes of memory, and open files"

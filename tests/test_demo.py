@@ -1,4 +1,4 @@
-"What the README promises of `make demo`, whole: minutes long."
+"Run `make demo` as the README describes it: takes minutes."
 import json
 import re
 
@@ -18,11 +18,11 @@ def test_demo(tmp_path, monkeypatch):
     page = (tmp_path/'demo'/'index.html').read_text(encoding='utf-8')
     assert page.count('data:image/gif') == 12 and not re.search(r'(?:src|href)="(?!data:)', page)
     video = next((tmp_path/'fastai').rglob('*.avi'))
-    assert main(['predict', str(tmp_path/'demo'/'model.json'), str(video)]) == 0
+    assert main(['predict', str(tmp_path/'demo'/'model'), str(video)]) == 0
 
 
 @pytest.mark.slow
-def test_models_learn_motion_from_nothing_in_three_minutes(tmp_path):
+def test_models_learn_motion_from_scratch_in_three_minutes(tmp_path):
     main(['demo', '--out', str(tmp_path/'demo'), '--seconds', '150'])
     models = json.loads((tmp_path/'demo'/'scores.json').read_text())['models']
     accuracy = {name: o['accuracy'] for name,o in models.items()}

@@ -15,6 +15,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import house
 import pytest
 
 root = Path(__file__).parent.parent
@@ -26,14 +27,14 @@ _spec = spec_from_file_location('docs_build', root/'docs'/'build.py')
 docs_build = module_from_spec(_spec)
 _spec.loader.exec_module(docs_build)
 
-modules = [p.stem for p in sorted((root/'vidseq').glob('*.py')) if not p.stem.startswith('_') and p.stem != 'all']
+modules = [house.name_of(p, root) for p in house.sources(root) if p.stem != 'all']
 
 
 def public_names():
     "What modules export, and what they patch into classes of others"
     for m in modules:
-        yield from importlib.import_module(f'vidseq.{m}').__all__
-        for name,cls in re.findall(r'^@patch[^\n]*\ndef (\w+)\(self:\s*(\w+)', (root/'vidseq'/f'{m}.py').read_text(encoding='utf-8'), re.M):
+        yield from importlib.import_module(m).__all__
+        for name,cls in re.findall(r'^@patch[^\n]*\ndef (\w+)\(self:\s*(\w+)', (root/f'{m.replace(".", "/")}.py').read_text(encoding='utf-8'), re.M):
             if not name.startswith('_'): yield f'{cls}.{name}'
 
 
@@ -77,12 +78,12 @@ def test_pages_are_whole(site, tmp_path):
     assert {'index.md','cookbook.md','limits.md','migration.md','benchmarks.md','changelog.md'} <= {p.name for p in tmp_path.glob('*.md')}
 
 def test_entry_has_signature_docments_and_source():
-    import vidseq.layers
-    source = inspect.getsource(vidseq.layers.AttentionPool)
-    entry, = entries(source, vidseq.layers)
+    from vidseq.models import layers
+    source = inspect.getsource(layers.AttentionPool)
+    entry, = entries(source, layers)
     assert signature(entry) == 'class AttentionPool(n_in:int, hidden_size:int=128)'
     text = to_markdown(entry, 3, lambda o, skip: o, 'https://host/blob/main')
-    line = inspect.getsourcelines(vidseq.layers.AttentionPool)[1]
+    line = inspect.getsourcelines(layers.AttentionPool)[1]
     for o in ('### AttentionPool {: #AttentionPool .entry data-kind=class }', '| `hidden_size` | `int` | `128` |', source.strip(), f'](https://host/blob/main/vidseq/layers.py#L{line})', '#### AttentionPool.weights {:'): assert o in text, o
 
 def test_arguments_passed_on_are_spelled_out(site):

@@ -24,9 +24,12 @@ import rarfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidseq import archives, external
-from vidseq.archives import _inside, class_folder, unrar
-from vidseq.external import _listed, download, ucf101, ucf101_splits
+import vidseq.datasets.download as downloads
+from vidseq.datasets import archives
+from vidseq.datasets import ucf101 as ucf101_module
+from vidseq.datasets.archives import _member_path, class_folder, unrar
+from vidseq.datasets.download import download
+from vidseq.datasets.ucf101 import read_list_names, ucf101, ucf101_splits
 
 clips = {'UCF-101/Archery/a.avi': b'a'*5000, 'UCF-101/Archery/b.avi': b'', 'UCF-101/Diving/c.avi': bytes(range(256))*30}
 
@@ -260,7 +263,7 @@ def test_space(monkeypatch, archive):
     assert refused(fname, 'Make room', error=OSError).errno == errno.ENOSPC
     monkeypatch.undo()
     def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(archives, '_write', full)
+    monkeypatch.setattr(archives, '_write_member', full)
     assert refused(fname, "'a.avi'", 'No space left', error=OSError).errno == errno.ENOSPC
 
 
@@ -271,7 +274,7 @@ parts = st.text(max_size=8) | st.sampled_from(['..', '.', '', 'C:', 'a', 'NUL', 
 @given(name=st.lists(parts, max_size=5).flatmap(lambda o: st.sampled_from(['/', '\\']).map(lambda sep: sep.join(o))) | st.text())
 def test_names_stay_inside(tmp_path_factory, name):
     dest = tmp_path_factory.getbasetemp()/'dest'
-    target = _inside(dest, name)
+    target = _member_path(dest, name)
     if target is None: return
     root = os.path.realpath(dest)
     assert os.path.commonpath([os.path.realpath(target), root]) == root
@@ -292,7 +295,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     "A server on this machine: `serve(reply)` gives the address where `reply(handler, number of the request, where to start)` answers"
-    monkeypatch.setattr(external, 'sleep', lambda seconds: pauses.append(seconds))
+    monkeypatch.setattr(downloads, 'sleep', lambda seconds: pauses.append(seconds))
     pauses,servers = [],[]
     def start(reply):
         asked = []
@@ -340,13 +343,13 @@ def test_dropped_connections(serve, tmp_path):
 
 def test_gives_up_and_goes_on(serve, tmp_path):
     s = serve(lambda *a: resume(*a, sent=1000 if a[1] == 1 else 0))
-    with pytest.raises(OSError, match='Call again to go on after the 1000 bytes'): download(s.url, tmp_path/'f', tries=4)
+    with pytest.raises(OSError, match='Call again to resume after the 1000 bytes'): download(s.url, tmp_path/'f', tries=4)
     assert s.pauses == [2, 4, 8] and not (tmp_path/'f').exists()
     assert download(serve(resume).url, tmp_path/'f').read_bytes() == body
 
 
 def test_refused_connection(tmp_path, monkeypatch):
-    monkeypatch.setattr(external, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(downloads, 'sleep', lambda seconds: None)
     with Server(('127.0.0.1', 0), BaseHTTPRequestHandler) as server: port = server.server_port
     with pytest.raises(OSError, match=f'http://127.0.0.1:{port}/x: .*refused'): download(f'http://127.0.0.1:{port}/x', tmp_path/'f', tries=2)
 
@@ -415,7 +418,7 @@ def test_wrong_checksum(serve, tmp_path):
 
 def test_full_disk(serve, tmp_path, monkeypatch):
     def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(external, '_save', full)
+    monkeypatch.setattr(downloads, '_write_body', full)
     s = serve(resume)
     with pytest.raises(OSError, match='No space left.*f.part'): download(s.url, tmp_path/'f')
     assert len(s.asked) == 1
@@ -447,8 +450,8 @@ def small_ucf101(monkeypatch, tmp_path):
     lists = {f'ucfTrainTestlist/{side}list0{k}.txt': ''.join(f'{n[8:]}{" 1" if side == "train" else ""}\r\n' for n in videos if (f'g{k:02d}' in n) == (side == 'test')).encode()
              for side in ('train','test') for k in (1,2,3)}
     files = {'UCF101TrainTestSplits-RecognitionTask.zip': make_zip(lists.items()), 'UCF101.rar': make_rar(videos.items())}
-    monkeypatch.setattr(external, '_ucf101_files', {n: dict(size=len(d), sha256=hashlib.sha256(d).hexdigest()) for n,d in files.items()})
-    monkeypatch.setattr(external, 'fastai_path', lambda key: tmp_path/key)
+    monkeypatch.setattr(ucf101_module, '_ucf101_files', {n: dict(size=len(d), sha256=hashlib.sha256(d).hexdigest()) for n,d in files.items()})
+    monkeypatch.setattr(ucf101_module, 'fastai_path', lambda key: tmp_path/key)
     yield files
 
 
@@ -478,8 +481,8 @@ names = st.from_regex(r'[A-Za-z]\w{0,8}/v_[\w .-]{0,8}_g\d\d_c\d\d\.avi', fullma
 @settings(deadline=None)
 @given(names=st.lists(names, unique=True), end=st.sampled_from(['\n', '\r\n']), label=st.sampled_from(['', ' 1', ' 101', '\t7 ']))
 def test_lists_are_read_back(names, end, label):
-    assert _listed(''.join(f'{n}{label}{end}' for n in names)) == names
-    assert _listed(end.join(f'{n}{label}' for n in names)) == names
+    assert read_list_names(''.join(f'{n}{label}{end}' for n in names)) == names
+    assert read_list_names(end.join(f'{n}{label}' for n in names)) == names
 
 
 def test_class_folder_of_one_class_of_frames(tmp_path):

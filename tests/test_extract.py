@@ -20,10 +20,11 @@ import pytest
 from make_videos import decode, pictures, write
 from simplejpeg import encode_jpeg
 
-import vidseq.extract
-from vidseq.extract import avi2frames, check_videos, extract_videos, frames_folder
-from vidseq.files import map_files
-from vidseq.video import VideoError, write_video
+import vidseq.video.extract
+from vidseq.video.extract import avi2frames, check_videos, extract_videos
+from vidseq.video.frame_folder import frames_folder
+from vidseq.files import parallel_map
+from vidseq.video.decode import VideoError, write_video
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='kills processes by signals')
 
@@ -102,9 +103,9 @@ def test_executors(name, few, tmp_path, recwarn, capfd):
 script = '''
 import os, signal, sys, time
 from pathlib import Path
-import vidseq.extract
+import vidseq.video.extract
 
-decode_video = vidseq.extract.decode_video
+scan_video = vidseq.video.extract.scan_video
 def dying(path, each=None, *args):
     "At frame 20 of a clip that the file `always` names, or `once`, which goes then, the process dies"
     def frame(i, img):
@@ -113,15 +114,15 @@ def dying(path, each=None, *args):
             if i == 20 and o.exists() and f'{path.parent.name}/{path.name}' in o.read_text():
                 if o.name == 'once': o.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
-    return decode_video(path, frame, *args)
+    return scan_video(path, frame, *args)
 
-vidseq.extract.decode_video = dying
+vidseq.video.extract.scan_video = dying
 if __name__ == '__main__':
     order,force,n_workers = sys.argv[1:]
     print('ready', flush=True)
     sys.stdin.readline()
     clips = sorted(Path('data').rglob('*.avi'), reverse=order == 'down')
-    report = vidseq.extract.extract_videos(clips, 'frames', n_workers=int(n_workers), force=bool(int(force)))
+    report = vidseq.video.extract.extract_videos(clips, 'frames', n_workers=int(n_workers), force=bool(int(force)))
     assert not set(report.status)-{'done','skipped'}, report.to_csv()
 '''
 
@@ -230,9 +231,9 @@ def test_many_tasks_left_when_a_worker_dies():
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        assert list(map_files(_die_at_3, range(1000), n_workers=2, crashed=lambda i: -1)) == [0,1,2,-1,*range(4,1000)]
+        assert list(parallel_map(_die_at_3, range(1000), n_workers=2, crashed=lambda i: -1)) == [0,1,2,-1,*range(4,1000)]
         for _ in range(5):
-            with pytest.raises(ZeroDivisionError): map_files(_fail_and_die, range(1000), n_workers=2, crashed=lambda i: -1)
+            with pytest.raises(ZeroDivisionError): parallel_map(_fail_and_die, range(1000), n_workers=2, crashed=lambda i: -1)
     finally: sys.setswitchinterval(usual)
 
 @posix
@@ -261,7 +262,7 @@ def test_full_disk(few, tmp_path, monkeypatch):
     clips,report,expected = few
     with monkeypatch.context() as m:
         m.setattr(os, 'write', full_disk(100_000))
-        with pytest.raises(OSError, match='make room, and call again') as e: extract_videos(clips, tmp_path/'frames', n_workers=0)
+        with pytest.raises(OSError, match='free some disk space and call again to resume') as e: extract_videos(clips, tmp_path/'frames', n_workers=0)
     assert e.value.errno == errno.ENOSPC and str(tmp_path/'frames') in str(e.value)
     got = tree(tmp_path/'frames')
     assert 5 < len(got) < 40 and all(expected[k] == v for k,v in got.items())
@@ -272,7 +273,7 @@ def test_full_disk(few, tmp_path, monkeypatch):
 def test_no_room_for_the_report(few, tmp_path, monkeypatch):
     def to_csv(self, *args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(pd.DataFrame, 'to_csv', to_csv)
-    with pytest.raises(OSError, match='extracted stays: make room.*extract_videos.csv'): extract_videos(few[0][:2], tmp_path/'frames', n_workers=0)
+    with pytest.raises(OSError, match='writing the report. Complete frames are kept: free some disk space.*extract_videos.csv'): extract_videos(few[0][:2], tmp_path/'frames', n_workers=0)
     assert os.listdir(tmp_path/'frames') == ['class 0']
 
 
@@ -305,7 +306,7 @@ def test_places(tmp_path, monkeypatch):
     assert frames_folder('a/../b/c.avi', 'f', root='.') == Path('f')/'b'/'c'
     assert frames_folder(here/'a'/'c.avi', 'f') == Path('f')/'a'/'c' # the data set is the root of the disk
     assert frames_folder(here/'a'/'b'/'c.avi', 'f', root=here) == Path('f')/'a'/'b'/'c'
-    with pytest.raises(ValueError, match='Say where to'): frames_folder(here/'a'/'c.avi')
+    with pytest.raises(ValueError, match='Give `path_frames`'): frames_folder(here/'a'/'c.avi')
     with pytest.raises(VideoError, match='not inside'): frames_folder('a/../x/c.avi', 'f', root='a')
 
 def test_damaged_frames_do_not_end_the_batch(tmp_path):
@@ -328,12 +329,13 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 measure = '''
 import sys
 from make_videos import peak
-from vidseq.extract import avi2frames
-from vidseq.video import decode_video, extract_frames, video_info
+from vidseq.video.extract import avi2frames
+from vidseq.video.decode import extract_frames
+from vidseq.video.info import scan_video, video_info
 what,video,out = sys.argv[1:]
 if what == 'avi2frames': avi2frames(video, out, size=64)
 if what == 'video_info': video_info(video)
-if what == 'decode_video': decode_video(video)
+if what == 'scan_video': scan_video(video)
 if what == 'extract_frames':
     for _ in extract_frames(video): pass
 print(peak())
@@ -348,7 +350,7 @@ def long_and_short(tmp_path_factory):
 
 @posix
 @pytest.mark.slow
-@pytest.mark.parametrize('what', ['avi2frames','video_info','decode_video','extract_frames'])
+@pytest.mark.parametrize('what', ['avi2frames','video_info','scan_video','extract_frames'])
 def test_memory_does_not_grow_with_length(long_and_short, tmp_path, what):
     long,short = (peak_of(what, o, tmp_path/o.stem) for o in long_and_short)
     print(what, long, short)

@@ -1,4 +1,4 @@
-"Training that is killed and started again; half precision that pays; long videos in little memory."
+"Training that is killed and resumed; the memory that long videos need."
 import random
 import subprocess
 import sys
@@ -10,7 +10,11 @@ import torch
 program = '''from functools import partial
 from fastai.vision.all import Path, aug_transforms, set_seed
 import torch
-from vidseq.all import ResumeTraining, RNNModel, VideoDataLoaders, small_cnn, video_learner
+from vidseq.data.block import VideoDataLoaders
+from vidseq.models.encoders import small_cnn
+from vidseq.models.frame_models import RNNModel
+from vidseq.train.learner import video_learner
+from vidseq.train.resume import ResumeTraining
 set_seed(0)
 dls = VideoDataLoaders.from_folder('shapes', seq_len=4, image_size=32, bs=4, seed=0, num_workers=0, batch_tfms=aug_transforms())
 learn = video_learner(dls, partial(RNNModel, small_cnn, pretrained=False, hidden_size=8, grid=2, dropout=.3), cbs=ResumeTraining('training.pt'))
@@ -24,25 +28,25 @@ def run(folder): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', 
 
 
 @pytest.mark.slow
-def test_killed_training_goes_on_to_the_same_weights(tmp_path):
-    "Killed (SIGKILL, or what the system has for it) after its first epoch and once more later, then left alone"
-    from vidseq.shapes import moving_shapes
-    for name in ('whole', 'killed'): moving_shapes(tmp_path/name/'shapes', n_groups=4, n_clips=2, seconds=1, size=(64,48), n_workers=0)
-    assert run(tmp_path/'whole').wait() == 0
-    kept,kills = tmp_path/'killed'/'training.pt',0
+def test_killed_training_resumes_to_the_same_weights(tmp_path):
+    "Killed (SIGKILL, or its equivalent) after the first epoch and once more later, then not interrupted"
+    from vidseq.datasets.shapes import moving_shapes
+    for name in ('uninterrupted', 'killed'): moving_shapes(tmp_path/name/'shapes', n_groups=4, n_clips=2, seconds=1, size=(64,48), n_workers=0)
+    assert run(tmp_path/'uninterrupted').wait() == 0
+    saved,kills = tmp_path/'killed'/'training.pt',0
     for _ in range(2):
-        before = kept.stat().st_mtime_ns if kept.exists() else 0
+        before = saved.stat().st_mtime_ns if saved.exists() else 0
         p = run(tmp_path/'killed')
-        while p.poll() is None and not (kept.exists() and kept.stat().st_mtime_ns > before): time.sleep(.01)
+        while p.poll() is None and not (saved.exists() and saved.stat().st_mtime_ns > before): time.sleep(.01)
         time.sleep(random.uniform(0, .3))
         kills += p.poll() is None
         p.kill()
         p.wait()
-    assert kills and kept.exists()
+    assert kills and saved.exists()
     assert run(tmp_path/'killed').wait() == 0
-    a,b = (torch.load(tmp_path/name/'trained.pt', weights_only=True) for name in ('whole','killed'))
+    a,b = (torch.load(tmp_path/name/'trained.pt', weights_only=True) for name in ('uninterrupted','killed'))
     for k in a: assert torch.equal(a[k], b[k]), k
-    assert not kept.exists()
+    assert not saved.exists()
 
 
 watching = '''import sys, time
@@ -50,12 +54,15 @@ from functools import partial
 from pathlib import Path
 from fastai.vision.all import resnet18
 import torch
-from vidseq.all import RNNModel, VideoDataLoaders, video_learner
+from vidseq.data.block import VideoDataLoaders
+from vidseq.deploy.timeline import predict_timeline
+from vidseq.models.frame_models import RNNModel
+from vidseq.train.learner import video_learner
 torch.set_num_threads(1)
 dls = VideoDataLoaders.from_folder('shapes', seq_len=8, image_size=112, bs=4, seed=0, num_workers=0)
 learn = video_learner(dls, partial(RNNModel, resnet18, pretrained=False))
 start = time.perf_counter()
-timeline = learn.predict_timeline(sys.argv[1])
+timeline = predict_timeline(learn, sys.argv[1])
 peak = int(next(o for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmHWM')).split()[1])
 print(len(timeline), peak, time.perf_counter()-start)
 '''
@@ -63,10 +70,10 @@ print(len(timeline), peak, time.perf_counter()-start)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='peak memory is read from /proc')
-def test_a_long_video_takes_the_memory_of_a_short_one(tmp_path):
-    "Ten minutes of 320x240 and ten seconds"
-    from vidseq.shapes import draw_clip, moving_shapes
-    from vidseq.video import write_video
+def test_a_long_video_needs_the_memory_of_a_short_one(tmp_path):
+    "Compare ten minutes of 320x240 pixels with ten seconds"
+    from vidseq.datasets.shapes import draw_clip, moving_shapes
+    from vidseq.video.decode import write_video
     moving_shapes(tmp_path/'shapes', n_groups=2, n_clips=1, seconds=1, size=(64,48), n_workers=0)
     frames,peaks = list(draw_clip('Grow', 0, 0, n=50)),[]
     for seconds in (10, 600):

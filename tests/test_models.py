@@ -19,10 +19,12 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer, convnext_tiny, densenet121, efficientnet_b0, vit_b_16
 from torchvision.models.video import MViT, S3D, mc3_18, mvit_v1_b, mvit_v2_s, r2plus1d_18, r3d_18, s3d, swin3d_b, swin3d_s, swin3d_t
 
-from vidseq import models
-from vidseq.all import AttentionPool, Conv3dModel, ConvLSTMModel, ImageTuple, RNNModel, SimpleModel, VideoModel, clip_splitter, create_encoder, video_learner
-from vidseq.encoders import resize_positions
-from vidseq.layers import ConvLSTM
+from vidseq.data.clip import ImageTuple
+from vidseq.models.conv3d import Conv3dModel, VideoModel
+from vidseq.models.encoders import create_encoder, resize_positions
+from vidseq.models.frame_models import ConvLSTMModel, RNNModel, SimpleModel, clip_splitter, rnnmodel_splitter, simple_splitter
+from vidseq.models.layers import AttentionPool, ConvLSTM
+from vidseq.train.learner import video_learner
 
 slow = pytest.mark.slow
 
@@ -523,11 +525,11 @@ def test_grid(grid):
 
 @torch.no_grad()
 @pytest.mark.parametrize('model', [SimpleModel, RNNModel, ConvLSTMModel])
-def test_moving(model):
+def test_subtract_mean(model):
     "The same weights on what is left without the mean frame"
-    moving,x = lively(ours(model, moving=True, **({} if model is ConvLSTMModel else dict(grid=2))), n_out=5),clips()
+    moving,x = lively(ours(model, subtract_mean=True, **({} if model is ConvLSTMModel else dict(grid=2))), n_out=5),clips()
     mean,want = sum(x.unbind(1))/8,moving(x)
-    moving.moving = False
+    moving.subtract_mean = False
     same(want, moving(torch.stack([o-mean for o in x.unbind(1)], 1)))
     assert differ(want, moving(x))
 
@@ -640,7 +642,7 @@ def test_save_and_load_by_fastai(tmp_path):
     assert not torch.equal(other.get_preds()[0], want)
     assert torch.equal(other.load('model').get_preds()[0], want)
 
-def test_names_of_the_splitter(): assert models.simple_splitter is models.rnnmodel_splitter is clip_splitter
+def test_names_of_the_splitter(): assert simple_splitter is rnnmodel_splitter is clip_splitter
 
 @pytest.fixture(scope='module')
 def dls(): return clip_loaders(clips(4, bs=8), torch.arange(8)%3)
@@ -665,8 +667,8 @@ def test_video_learner_from_a_file(dls, model, arch, tmp_path):
     for a,b in zip(*convs, strict=True): assert torch.equal(a, b)
 
 def test_video_learner_says_what_it_cannot(dls, tmp_path):
-    for model,kwargs,said in ((Conv3dModel, dict(arch=resnet18), 'Conv3dModel takes no `arch`'), (ours(SimpleModel), dict(arch=resnet18), 'has one already'),
-                              (SimpleModel, dict(arch=tiny), 'no pretrained weights for tiny'), (VideoModel, dict(arch=resnet18, pretrained=False), 'ResNet is none of the video networks'),
+    for model,kwargs,said in ((Conv3dModel, dict(arch=resnet18), 'Conv3dModel does not accept `arch`'), (ours(SimpleModel), dict(arch=resnet18), 'has one already'),
+                              (SimpleModel, dict(arch=tiny), 'no pretrained weights for tiny'), (VideoModel, dict(arch=resnet18, pretrained=False), 'ResNet is not a video network'),
                               (RNNModel, dict(arch=resnet18, pretrained=tmp_path/'none.pth'), 'none.pth: no such file')):
         with pytest.raises(ValueError, match=said): video_learner(dls, model, loss_func=CrossEntropyLossFlat(), **kwargs)
 
@@ -700,7 +702,7 @@ def test_memory_options(make, kwargs, frozen_bn, calls):
 
 @pytest.mark.parametrize('model', [SimpleModel, RNNModel, ConvLSTMModel])
 def test_pool_or_per_frame(model):
-    with pytest.raises(ValueError, match='choose one'): ours(model, pool=AttentionPool, per_frame=True)()
+    with pytest.raises(ValueError, match='only one of the two'): ours(model, pool=AttentionPool, per_frame=True)()
 
 def halves(n, T=6):
     "Clips of noise in which the left or the right half is brighter, and which it is, frame by frame"

@@ -1,5 +1,4 @@
-"The project as a whole: notebooks and modules agree, metadata lives once, packages hold what they should."
-import ast
+"Check the project: modules equal their notebooks, metadata has one source, packages contain the right files."
 import re
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
+import house
 import pytest
 from make_readme import readme
 
@@ -29,7 +29,7 @@ def run(*args, **kwargs):
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
-    "A copy of the project after nbdev-export and nbdev-clean"
+    "Copy the project and run nbdev-export and nbdev-clean in the copy"
     copy = tmp_path_factory.mktemp('project')
     for name in ('nbs', 'vidseq'): shutil.copytree(root/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
     for name in ('pyproject.toml', 'settings.ini'): shutil.copy(root/name, copy/name)
@@ -39,13 +39,22 @@ def prepared(tmp_path_factory):
 
 
 def test_modules_equal_their_notebooks(prepared):
-    for module in sorted((root/'vidseq').glob('*.py')):
-        assert module.read_text(encoding='utf-8') == (prepared/'vidseq'/module.name).read_text(encoding='utf-8'), f'{module.name} differs from its notebook: make prep'
+    for module in sorted((root/'vidseq').rglob('*.py')):
+        copy = prepared/module.relative_to(root)
+        assert module.read_text(encoding='utf-8') == copy.read_text(encoding='utf-8'), f'{module} differs from its notebook: make prep'
 
 
 def test_every_module_comes_from_a_notebook():
-    made = {re.search(r'default_exp (\w+)', nb.read_text(encoding='utf-8'))[1] for nb in notebooks if 'default_exp' in nb.read_text(encoding='utf-8')}
-    assert {p.stem for p in (root/'vidseq').glob('*.py')} == made | {'__init__', '_modidx', 'all'}
+    exported = {re.search(r'default_exp ([\w.]+)', text)[1] for nb in notebooks if 'default_exp' in (text := nb.read_text(encoding='utf-8'))}
+    assert {house.name_of(p, root).removeprefix('vidseq.') for p in house.sources(root)} == exported | {'all'}
+
+
+def test_notebooks_are_named_after_their_modules():
+    "10_video.decode.ipynb exports to video.decode; the first digit is the number of the package"
+    for nb in (root/'nbs').glob('[0-9]*.ipynb'):
+        number,_,module = nb.stem.partition('_')
+        assert re.search(rf'default_exp {re.escape(module)}(?![\w.])', nb.read_text(encoding='utf-8')), nb.name
+        assert int(number[0]) == house.PACKAGES.index(module.split('.')[0]), nb.name
 
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
@@ -85,15 +94,6 @@ def test_version_and_python_live_once():
     assert 'Apache License' in (root/'LICENSE').read_text(encoding='utf-8') and settings['license'] == 'Apache-2.0'
 
 
-def test_imports_run_downward():
-    "Each module imports only those before it"
-    order = [re.search(r'default_exp (\w+)', nb.read_text(encoding='utf-8'))[1] for nb in sorted((root/'nbs').glob('0*.ipynb'))]
-    for i,name in enumerate(order):
-        tree = ast.parse((root/'vidseq'/f'{name}.py').read_text(encoding='utf-8'))
-        used = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
-        assert used <= set(order[:i]), f'{name} imports {used - set(order[:i])}'
-
-
 def test_help_needs_nothing_heavy():
     loaded = run(sys.executable, '-c', 'import sys, vidseq.cli; vidseq.cli._parser(); print([m for m in ("torch", "fastai", "av") if m in sys.modules])')
     assert loaded.strip() == '[]'
@@ -104,7 +104,7 @@ def test_packages(tmp_path):
     run(sys.executable, '-m', 'build', '--outdir', tmp_path, root)
     wheel,sdist = next(tmp_path.glob('*.whl')),next(tmp_path.glob('*.tar.gz'))
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f'vidseq/{p.name}' for p in (root/'vidseq').glob('*.py')} == {n for n in names if n.startswith('vidseq/')}
+    assert {p.relative_to(root).as_posix() for p in (root/'vidseq').rglob('*.py')} == {n for n in names if n.startswith('vidseq/')}
     meta = {Path(n).name: zipfile.ZipFile(wheel).read(n).decode() for n in names if 'dist-info' in n}
     assert 'vidseq = vidseq.cli:main' in meta['entry_points.txt'] and 'vidseq = vidseq._modidx:d' in meta['entry_points.txt']
     assert 'Apache License' in meta['LICENSE']

@@ -1,4 +1,4 @@
-"TimeSformer against its package, TimeSformerViT against image models and against transformers."
+"Compare TimeSformer with its package, and TimeSformerViT with image models and with transformers."
 from copy import deepcopy
 from functools import partial
 
@@ -9,25 +9,31 @@ import torch.nn.functional as F
 from fastai.vision.all import LabelSmoothingCrossEntropyFlat, params, set_seed
 from safetensors.torch import save_file
 from torchvision.models import VisionTransformer, vit_b_16
-from vidseq.data import VideoDataLoaders, leaked_groups, window_frames
-from vidseq.export import export_onnx, export_program
-from vidseq.learner import epochs_for, video_learner
-from vidseq.models import clip_splitter
-from vidseq.shapes import moving_shapes
-from vidseq.timesformer import TimeSformer, small_timesformer
-from vidseq.vit import DividedBlock, JointBlock, PaperBlock, SpaceBlock, TimeSformerViT, layer_splitter, load_timesformer
+
+from conftest import assert_near, saved_for_backward
+from vidseq.data.block import VideoDataLoaders
+from vidseq.data.samplers import window_frames
+from vidseq.data.splits import leaked_groups
+from vidseq.datasets.shapes import moving_shapes
+from vidseq.deploy.export import export_onnx, export_program
+from vidseq.models.frame_models import clip_splitter
+from vidseq.models.timesformer import small_timesformer, TimeSformer
+from vidseq.models.vit import (DividedBlock, JointBlock, layer_splitter, load_timesformer, PaperBlock,
+                               SpaceBlock, TimeSformerViT)
+from vidseq.report.compare import epochs_for
+from vidseq.train.learner import video_learner
 
 small = dict(dim=32, image_size=32, patch_size=8, num_frames=4, depth=2, heads=2, dim_head=16)
+near = partial(assert_near, least=1.) # gradients may be zero but for rounding
 
 
-def clips(T=4, size=(32,32), bs=3, n_in=3, seed=0): return torch.rand(bs, T, n_in, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def same(got, want, tol): torch.testing.assert_close(got, want, rtol=0, atol=tol*max(1, float(want.detach().abs().max())))
+def uniform_clips(T=4, size=(32,32), bs=3, n_in=3, seed=0):
+    "Return the same random clips B,T,C,H,W between 0 and 1 for the same `seed`"
+    return torch.rand(bs, T, n_in, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def noisy(model, scale=.3, seed=0):
-    "Every parameter away from where it starts"
+    "Add noise to every parameter, so that none keeps its initial value"
     torch.manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters(): p.add_(torch.randn_like(p), alpha=scale)
@@ -39,123 +45,132 @@ def noisy(model, scale=.3, seed=0):
 mask = torch.tensor([[True,True,False,False], [True]*4, [True,False,True,True]])
 
 
-@pytest.mark.parametrize('dim_head,rotary_emb', [(16,True), (16,False), (10,True), (10,False), (7,False)]) # of 10 features not all are turned; an odd number the package cannot turn
+# Rotary embeddings rotate only some of 10 features; the package cannot rotate an odd number
+@pytest.mark.parametrize('dim_head,rotary_emb', [(16,True), (16,False), (10,True), (10,False), (7,False)])
 @pytest.mark.parametrize('mask', [None, mask])
 @pytest.mark.parametrize('shift_tokens', [False, True])
 @pytest.mark.parametrize('checkpoint', [False, True])
 def test_package(dim_head, rotary_emb, mask, shift_tokens, checkpoint, recompute=False):
-    "Outputs and gradients are the package's, and state dicts go both ways"
+    "Check that outputs and gradients equal the package's, and that either loads the other's state dict"
     kw = small | dict(dim_head=dim_head, rotary_emb=rotary_emb, shift_tokens=shift_tokens)
-    theirs,ours = noisy(timesformer_pytorch.TimeSformer(num_classes=6, **kw), .1).double(),TimeSformer(6, checkpoint=checkpoint, attn_dropout=0., ff_dropout=0., **kw).double()
+    theirs = noisy(timesformer_pytorch.TimeSformer(num_classes=6, **kw), .1).double()
+    ours = TimeSformer(6, checkpoint=checkpoint, attn_dropout=0., ff_dropout=0., **kw).double()
     for m in ours.modules(): m.recompute = recompute
     ours.load_state_dict(theirs.state_dict())
     back = timesformer_pytorch.TimeSformer(num_classes=6, **kw).double()
     back.load_state_dict(ours.state_dict())
-    x = clips().double().requires_grad_()
+    x = uniform_clips().double().requires_grad_()
     outs,grads = [],[]
     for net in (theirs, ours, back):
         outs.append(net(x, mask=mask))
         grads.append(torch.autograd.grad(F.cross_entropy(outs[-1], torch.arange(3)), [x, *net.parameters()]))
     for out,gs in zip(outs[1:], grads[1:]):
-        same(out, outs[0], 1e-8)
-        for got,want in zip(gs, grads[0], strict=True): same(got, want, 1e-8)
+        near(out, outs[0], 1e-8)
+        for got,want in zip(gs, grads[0], strict=True): near(got, want, 1e-8)
 
 
 @pytest.mark.parametrize('shift_tokens', [False, True])
 def test_checkpoints_of_many_tokens(shift_tokens):
-    "More than are taken at a time: the same logits and gradients"
+    "Compare logits and gradients where gradient checkpointing splits the tokens into several chunks"
     kw = small | dict(image_size=64, num_frames=5, attn_dropout=0., ff_dropout=0., shift_tokens=shift_tokens)
     plain,again = TimeSformer(6, **kw).double(),TimeSformer(6, checkpoint=True, **kw).double()
     again.load_state_dict(plain.state_dict())
-    outs = [net(clips(5, (64,64)).double()) for net in (plain, again)]
-    same(outs[1], outs[0], 1e-10)
-    for got,want in zip(*(torch.autograd.grad(out.square().sum(), params(net)) for out,net in zip(outs[::-1], (again, plain))), strict=True): same(got, want, 1e-10)
+    outs = [net(uniform_clips(5, (64,64)).double()) for net in (plain, again)]
+    near(outs[1], outs[0], 1e-10)
+    grads = [torch.autograd.grad(out.square().sum(), params(net)) for out,net in zip(outs, (plain, again))]
+    for want,got in zip(*grads, strict=True): near(got, want, 1e-10)
 
 
 def test_wide_models_equal_the_package():
-    "They compute attention again in the backward pass"
+    "Check that wide models recompute attention in the backward pass, with the same results"
     assert TimeSformer(**small | dict(dim=512)).layers[0][0].fn.recompute
     test_package(16, True, mask, True, checkpoint=False, recompute=True)
 
 
 def test_dropout_as_the_package():
-    "The same random numbers drop the same features, in training"
+    "Check that the same random numbers drop the same features in training"
     kw = small | dict(attn_dropout=.3, ff_dropout=.2)
-    theirs,ours = timesformer_pytorch.TimeSformer(num_classes=6, **kw).double(),TimeSformer(6, **kw).double()
+    theirs = timesformer_pytorch.TimeSformer(num_classes=6, **kw).double()
+    ours = TimeSformer(6, **kw).double()
     ours.load_state_dict(theirs.state_dict())
     outs = []
     for net in (theirs, ours):
         torch.manual_seed(1)
-        outs.append(net.train()(clips().double()))
-    same(outs[1], outs[0], 1e-8)
-    assert not torch.allclose(ours(clips().double()), outs[1])
+        outs.append(net.train()(uniform_clips().double()))
+    near(outs[1], outs[0], 1e-8)
+    assert not torch.allclose(ours(uniform_clips().double()), outs[1])
 
 
 def test_masked_frames_are_not_seen():
-    model,x = noisy(TimeSformer(6, rotary_emb=False, **small), .1).eval(),clips()
+    model,x = noisy(TimeSformer(6, rotary_emb=False, **small), .1).eval(),uniform_clips()
     other = x.clone()
     other[0,2:] = 5.
-    same(model(other, mask=mask)[0], model(x, mask=mask)[0], 1e-5)
+    near(model(other, mask=mask)[0], model(x, mask=mask)[0], 1e-5)
     assert not torch.allclose(model(other)[0], model(x)[0], atol=1e-3)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    "Cast, and under autocast: near to float32's logits, and gradients without infinities, masked too"
+    "Compare logits under autocast and of a cast model with those of float32; gradients are finite"
     model = TimeSformer(6, attn_dropout=0., ff_dropout=0., **small)
-    want = model(clips(), mask=mask)
+    want = model(uniform_clips(), mask=mask)
     for m in (None, mask):
-        with torch.autocast('cpu', dtype): out = model(clips(), mask=m)
+        with torch.autocast('cpu', dtype): out = model(uniform_clips(), mask=m)
         out.float().square().sum().backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())
-        got = deepcopy(model).to(dtype)(clips().to(dtype), mask=m)
+        got = deepcopy(model).to(dtype)(uniform_clips().to(dtype), mask=m)
         assert got.dtype == dtype and got.isfinite().all()
-    same(out.float(), want, .05)
-    same(got.float(), want, .05)
+    near(out.float(), want, .05)
+    near(got.float(), want, .05)
 
 
-@pytest.mark.parametrize(['kw', 'shape', 'message'], [({}, (5,32), 'clips of 4 frames of 32x32, not 5 of 32x32'), ({}, (4,40), 'not 4 of 40x40'), (dict(image_size=33), None, '33x33 cannot be cut into patches of 8x8')])
+@pytest.mark.parametrize(['kw', 'shape', 'message'], [
+    ({}, (5,32), 'clips of 4 frames of 32x32, not 5 of 32x32'),
+    ({}, (4,40), 'not 4 of 40x40'),
+    (dict(image_size=33), None, '33x33 cannot be cut into patches of 8x8')])
 def test_wrong_sizes(kw, shape, message):
-    with pytest.raises(ValueError, match=message): TimeSformer(6, **small | kw)(torch.rand(1, shape[0], 3, shape[1], shape[1]))
+    with pytest.raises(ValueError, match=message):
+        TimeSformer(6, **small | kw)(torch.rand(1, shape[0], 3, shape[1], shape[1]))
 
 
 def test_channels_and_motion():
-    model = TimeSformer(6, channels=2, moving=True, **small).eval()
-    x = clips(n_in=2)
-    same(model(x+torch.rand(3,1,2,32,32)), model(x), 1e-4) # what stands still is not seen
+    model = TimeSformer(6, channels=2, subtract_mean=True, **small).eval()
+    x = uniform_clips(n_in=2)
+    near(model(x+torch.rand(3,1,2,32,32)), model(x), 1e-4) # a static background has no effect
 
 
 def test_timesformer_leaves(tmp_path):
-    "As a program and as an ONNX file; both are compared with the model"
+    "Export a program and an ONNX file; each export compares its logits with the model's"
     model = noisy(TimeSformer(6, **small), .1).eval()
-    export_program(model, clips())
-    export_onnx(model, tmp_path/'model.onnx', clips())
+    export_program(model, uniform_clips())
+    export_onnx(model, tmp_path/'model.onnx', uniform_clips())
 
 
 def saved_bytes(model, x):
-    "What is kept for the backward pass besides parameters"
-    own,sizes = {p.untyped_storage().data_ptr() for p in model.parameters()},{}
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in own: sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): model(x)
+    "Run `model` on `x`; return the number of bytes saved for the backward pass"
+    with saved_for_backward(model) as sizes: model(x)
     return sum(sizes.values())
 
 
 def test_memory_kept_for_backward():
-    "At the width of ViT-B, and 8 frames of 14x14 patches, as 224 pixels have"
+    "Compare with the package at the width of ViT-B and 8 frames of 14x14 patches, as of 224x224 pixels"
     kw = dict(dim=768, image_size=56, patch_size=4, num_frames=8, depth=1, heads=12, num_classes=6)
-    x = clips(8, (56,56), bs=1)
+    x = uniform_clips(8, (56,56), bs=1)
     theirs = saved_bytes(timesformer_pytorch.TimeSformer(**kw), x)
-    assert saved_bytes(TimeSformer(attn_dropout=0., ff_dropout=0., **kw), x) < .7*theirs
-    assert saved_bytes(TimeSformer(attn_dropout=0., ff_dropout=0., checkpoint=True, **kw), x) < .2*theirs
+    kw |= dict(attn_dropout=0., ff_dropout=0.)
+    assert saved_bytes(TimeSformer(**kw), x) < .7*theirs
+    assert saved_bytes(TimeSformer(checkpoint=True, **kw), x) < .2*theirs
 
 
 @pytest.mark.slow
-def test_motion_is_learned_from_nothing(tmp_path):
-    "In four minutes on two cores, on groups that were never trained on; no single frame tells the class, and chance is 1 in 6"
+def test_motion_is_learned_from_scratch(tmp_path):
+    """Train for four minutes on two cores and validate on groups that are not in the training set.
+
+    No single frame shows the class, so chance is 1 in 6."""
     set_seed(0)
-    dls = VideoDataLoaders.from_folder(moving_shapes(tmp_path/'shapes'), seq_len=8, image_size=32, bs=8, seed=42, num_workers=0, sampler=partial(window_frames, step=3), cache=tmp_path/'frames')
+    path,sampler = moving_shapes(tmp_path/'shapes'),partial(window_frames, step=3)
+    kwargs = dict(seq_len=8, image_size=32, bs=8, seed=42, num_workers=0)
+    dls = VideoDataLoaders.from_folder(path, sampler=sampler, cache=tmp_path/'frames', **kwargs)
     learn = video_learner(dls, small_timesformer, loss_func=LabelSmoothingCrossEntropyFlat(), wd=.05)
     learn.fit_one_cycle(epochs_for(learn, 240), 3e-3)
     assert not leaked_groups(dls) and learn.validate()[1] >= .9
@@ -163,24 +178,32 @@ def test_motion_is_learned_from_nothing(tmp_path):
 
 # TimeSformerViT
 
-def small_vit(**kwargs): return VisionTransformer(image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, **kwargs)
+def patch8_vit(num_layers=3, **kwargs):
+    "Create a small image transformer of torchvision for 32x32 pixels"
+    return VisionTransformer(32, 8, num_layers, num_heads=2, hidden_dim=32, mlp_dim=64, **kwargs)
 
 
-def of_timm(name, **kw):
+def small_timm(name='vit_tiny_patch16_224', **kwargs):
+    "Create a small image transformer of timm for 32x32 pixels"
     timm = pytest.importorskip('timm')
-    return timm.create_model(name, img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, dynamic_img_size=True, **kw)
+    size = dict(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2)
+    return timm.create_model(name, dynamic_img_size=True, **size, **kwargs)
 
 
-timms = {'vit': partial(of_timm, 'vit_tiny_patch16_224'), 'average': partial(of_timm, 'vit_tiny_patch16_224', global_pool='avg', class_token=False),
-         'registers': partial(of_timm, 'vit_tiny_patch16_224', reg_tokens=2, init_values=.1), 'deit3': partial(of_timm, 'deit3_small_patch16_224'),
-         'map': partial(of_timm, 'vit_tiny_patch16_224', global_pool='map', class_token=False)}
+timms = {
+    'vit': small_timm,
+    'average': partial(small_timm, global_pool='avg', class_token=False),
+    'registers': partial(small_timm, reg_tokens=2, init_values=.1),
+    'deit3': partial(small_timm, 'deit3_small_patch16_224'),
+    'map': partial(small_timm, global_pool='map', class_token=False)}
 
 
 @pytest.fixture(params=['torchvision', *timms])
 def image_model(request, monkeypatch):
-    "An image transformer with six classes, and the `arch` that gives it"
-    net = noisy(small_vit(num_classes=6) if request.param == 'torchvision' else timms[request.param](num_classes=6), .1).eval()
-    if request.param == 'torchvision': return net,lambda num_classes: deepcopy(net)
+    "Return an image transformer with six classes, and the `arch` that creates it"
+    make = timms.get(request.param, patch8_vit)
+    net = noisy(make(num_classes=6), .1).eval()
+    if make is patch8_vit: return net,lambda num_classes: deepcopy(net)
     monkeypatch.setattr('timm.create_model', lambda *args, **kw: deepcopy(net))
     return net,request.param
 
@@ -190,18 +213,18 @@ def image_model(request, monkeypatch):
 def test_starts_as_the_mean_of_frames(image_model, block):
     net,arch = image_model
     model = TimeSformerViT(arch, 6, num_frames=4, pretrained=False, block=block).eval()
-    for x in (clips(), clips(6, (48,40))):
-        if not hasattr(net, 'patch_embed') and x.shape[3] != 32: continue # torchvision's takes one size
+    for x in (uniform_clips(), uniform_clips(6, (48,40))):
+        if not hasattr(net, 'patch_embed') and x.shape[3] != 32: continue # torchvision accepts one size
         want = torch.stack([net(o) for o in x.unbind(1)], dim=1)
-        same(model(x), want.mean(1), 1e-5)
+        near(model(x), want.mean(1), 1e-5)
         model.per_frame = True
-        same(model(x), want, 1e-5)
+        near(model(x), want, 1e-5)
         model.per_frame = False
-        same(model(tuple(x.unbind(1))), want.mean(1), 1e-5)
+        near(model(tuple(x.unbind(1))), want.mean(1), 1e-5)
 
 
 def test_time_branch_gets_gradients(image_model):
-    "After one step every parameter of attention over time has one, and after some steps a clip reversed has other logits"
+    "Check that attention over time gets gradients after one step and learns the direction of motion"
     model = TimeSformerViT(image_model[1], 6, num_frames=4, pretrained=False)
     right = torch.zeros(4,4,3,32,32) # a square moves by its width
     for i in range(4):
@@ -212,39 +235,44 @@ def test_time_branch_gets_gradients(image_model):
         opt.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
-        if i == 1: assert not [k for k,p in model.named_parameters() if '.time' in k and not p.grad.abs().sum() > 0]
+        if i == 1:
+            assert not [k for k,p in model.named_parameters() if '.time' in k and not p.grad.abs().sum() > 0]
         opt.step()
-    assert loss < .3 # without the order it stays above log(2)
-    with torch.no_grad(): assert (model(x).argmax(1) == y).all() and (model(x.flip(1)).argmax(1) == 1-y).all()
+    assert loss < .3 # without the order of frames it stays above log(2)
+    with torch.no_grad():
+        assert (model(x).argmax(1) == y).all()
+        assert (model(x.flip(1)).argmax(1) == 1-y).all()
 
 
 @pytest.mark.parametrize('block', [SpaceBlock, JointBlock, DividedBlock, PaperBlock])
 def test_blocks(block):
-    "Any length and size; a row alone as in its batch; checkpoints change nothing; saved weights come back; programs and ONNX files"
-    model = noisy(TimeSformerViT(small_vit, 5, num_frames=4, pretrained=False, n_in=2, block=block), .1).double().eval()
-    for x in (clips(n_in=2), clips(7, (48,32), n_in=2), clips(1, n_in=2)):
+    "Check any length and size, a clip alone as in its batch, and gradients with gradient checkpointing"
+    kw = dict(num_frames=4, pretrained=False, n_in=2, block=block)
+    model = noisy(TimeSformerViT(patch8_vit, 5, **kw), .1).double().eval()
+    for x in (uniform_clips(n_in=2), uniform_clips(7, (48,32), n_in=2), uniform_clips(1, n_in=2)):
         out = model(x.double())
         assert out.shape == (3,5)
-        same(model(x[1:2].double())[0], out[1], 1e-10)
-    again = TimeSformerViT(small_vit, 5, num_frames=4, pretrained=False, n_in=2, block=block, checkpoint=True).double().eval()
+        near(model(x[1:2].double())[0], out[1], 1e-10)
+    again = TimeSformerViT(patch8_vit, 5, checkpoint=True, **kw).double().eval()
     again.load_state_dict(model.state_dict())
-    grads = [torch.autograd.grad(net(clips(n_in=2).double()).square().sum(), params(net)) for net in (model, again)]
-    for a,b in zip(*grads, strict=True): same(a, b, 1e-10)
+    x = uniform_clips(n_in=2).double()
+    grads = [torch.autograd.grad(net(x).square().sum(), params(net)) for net in (model, again)]
+    for a,b in zip(*grads, strict=True): near(a, b, 1e-10)
 
 
 @pytest.mark.parametrize('block', [SpaceBlock, JointBlock, DividedBlock, PaperBlock])
 def test_vits_leave(block, tmp_path):
-    model = noisy(TimeSformerViT(small_vit, 5, num_frames=4, pretrained=False, block=block), .1).eval()
-    export_program(model, clips())
-    export_onnx(model, tmp_path/'model.onnx', clips())
+    model = noisy(TimeSformerViT(patch8_vit, 5, num_frames=4, pretrained=False, block=block), .1).eval()
+    export_program(model, uniform_clips())
+    export_onnx(model, tmp_path/'model.onnx', uniform_clips())
 
 
 def test_drop_path():
-    model = TimeSformerViT(small_vit, 5, num_frames=4, pretrained=False, drop_path=.5)
+    model = TimeSformerViT(patch8_vit, 5, num_frames=4, pretrained=False, drop_path=.5)
     assert [b.drop_path.p for b in model.encoder.blocks] == [0., .25, .5]
     noisy(model, .1)
-    assert not torch.equal(model.train()(clips()), model(clips()))
-    assert torch.equal(model.eval()(clips()), model(clips()))
+    assert not torch.equal(model.train()(uniform_clips()), model(uniform_clips()))
+    assert torch.equal(model.eval()(uniform_clips()), model(uniform_clips()))
 
 
 def test_groups(image_model):
@@ -256,17 +284,17 @@ def test_groups(image_model):
 
 
 def test_weights_of_images(tmp_path):
-    "From a file; its classifier too if it has as many classes; one that does not fit is named"
-    net = noisy(small_vit(num_classes=7), .1).eval()
+    "Load a file, and its classifier if it has as many classes; an error names a file that does not fit"
+    net = noisy(patch8_vit(num_classes=7), .1).eval()
     torch.save(net.state_dict(), tmp_path/'image.pth')
-    x = clips()
+    x = uniform_clips()
     with torch.no_grad():
-        model = TimeSformerViT(small_vit, 7, pretrained=tmp_path/'image.pth').eval()
-        same(model(x), torch.stack([net(o) for o in x.unbind(1)]).mean(0), 1e-5)
-        other = TimeSformerViT(small_vit, 5, pretrained=tmp_path/'image.pth').eval()
-        same(other.encoder(x), model.encoder(x), 1e-5)
+        model = TimeSformerViT(patch8_vit, 7, pretrained=tmp_path/'image.pth').eval()
+        near(model(x), torch.stack([net(o) for o in x.unbind(1)]).mean(0), 1e-5)
+        other = TimeSformerViT(patch8_vit, 5, pretrained=tmp_path/'image.pth').eval()
+        near(other.encoder(x), model.encoder(x), 1e-5)
     with pytest.raises(ValueError, match='image.pth.*encoder_layer_3'):
-        TimeSformerViT(lambda **kw: VisionTransformer(image_size=32, patch_size=8, num_layers=4, num_heads=2, hidden_dim=32, mlp_dim=64, **kw), 7, pretrained=tmp_path/'image.pth')
+        TimeSformerViT(partial(patch8_vit, 4), 7, pretrained=tmp_path/'image.pth')
 
 
 @pytest.mark.slow
@@ -275,21 +303,42 @@ def test_vit_b_16():
     assert model(torch.rand(1,2,3,224,224)).shape == (1,5)
 
 
-# weights of video transformers
+# Weights of video transformers
 
 def transformers_model(**kwargs):
     transformers = pytest.importorskip('transformers')
-    config = transformers.TimesformerConfig(**dict(image_size=32, patch_size=8, num_frames=4, hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96, num_labels=7) | kwargs)
+    size = dict(image_size=32, patch_size=8, num_frames=4, hidden_size=128, intermediate_size=96)
+    layers = dict(num_hidden_layers=3, num_attention_heads=2, num_labels=7)
+    config = transformers.TimesformerConfig(**size | layers | kwargs)
     return noisy(transformers.TimesformerForVideoClassification(config), .05).eval()
 
 
+# Names in transformers -> names of the authors, replaced in this order
+official_names = {
+    'timesformer.': '',
+    'embeddings.cls_token': 'cls_token',
+    'embeddings.position_embeddings': 'pos_embed',
+    'embeddings.time_embeddings': 'time_embed',
+    'embeddings.patch_embeddings.projection': 'patch_embed.proj',
+    'encoder.layer': 'blocks',
+    'temporal_attention.attention': 'temporal_attn',
+    'temporal_attention.output.dense': 'temporal_attn.proj',
+    'temporal_layernorm': 'temporal_norm1',
+    'temporal_dense': 'temporal_fc',
+    'attention.attention': 'attn',
+    'attention.output.dense': 'attn.proj',
+    'intermediate.dense': 'mlp.fc1',
+    'output.dense': 'mlp.fc2',
+    'layernorm_before': 'norm1',
+    'layernorm_after': 'norm2',
+    'layernorm': 'norm',
+    'classifier': 'head'}
+
+
 def official(state):
-    "The names of TimeSformer's authors for the parameters of transformers"
-    names = [('timesformer.', ''), ('embeddings.cls_token', 'cls_token'), ('embeddings.position_embeddings', 'pos_embed'), ('embeddings.time_embeddings', 'time_embed'), ('embeddings.patch_embeddings.projection', 'patch_embed.proj'),
-             ('encoder.layer', 'blocks'), ('temporal_attention.attention', 'temporal_attn'), ('temporal_attention.output.dense', 'temporal_attn.proj'), ('temporal_layernorm', 'temporal_norm1'), ('temporal_dense', 'temporal_fc'),
-             ('attention.attention', 'attn'), ('attention.output.dense', 'attn.proj'), ('intermediate.dense', 'mlp.fc1'), ('output.dense', 'mlp.fc2'), ('layernorm_before', 'norm1'), ('layernorm_after', 'norm2'), ('layernorm', 'norm'), ('classifier', 'head')]
+    "Rename the parameters of transformers as TimeSformer's authors do, in a checkpoint like theirs"
     def name(k):
-        for old,new in names: k = k.replace(old, new)
+        for old,new in official_names.items(): k = k.replace(old, new)
         return f'model.{k}'
     return {'epoch': 15, 'cfg': 'TRAIN: …', 'model_state': {name(k): v for k,v in state.items()}}
 
@@ -298,17 +347,22 @@ def official(state):
 @pytest.mark.parametrize('kind', ['divided_space_time', 'joint_space_time'])
 @pytest.mark.parametrize('channels', [3, 2])
 def test_transformers(kind, channels, tmp_path):
-    "Logits are those of transformers' TimeSformer, for the size and length it was made for and for others, from its file and from one named as the authors do"
+    """Compare logits with transformers' TimeSformer, for its own size and length and for others.
+
+    Weights are loaded from a file of transformers and from one with the names of the authors."""
     theirs = transformers_model(attention_type=kind, num_channels=channels)
-    save_file({k: v.contiguous() for k,v in theirs.state_dict().items()}, tmp_path/'model.safetensors')
-    torch.save(official(theirs.state_dict()), tmp_path/'official.pyth')
+    state = theirs.state_dict()
+    save_file({k: v.contiguous() for k,v in state.items()}, tmp_path/'model.safetensors')
+    torch.save(official(state), tmp_path/'official.pyth')
+    shapes = [(4, (32,32)), (6, (32,32)), (3, (32,32)), (4, (48,48)), (8, (24,40))] # T, (H,W)
     for fname in ('model.safetensors', 'official.pyth'):
         ours = load_timesformer(tmp_path/fname).eval()
         assert ours.encoder.blocks[0].__class__ is (PaperBlock if 'divided' in kind else JointBlock)
-        for x in (clips(n_in=channels), clips(6, n_in=channels), clips(3, n_in=channels), clips(4, (48,48), n_in=channels), clips(8, (24,40), n_in=channels)):
-            theirs.config.num_frames,theirs.config.image_size = x.shape[1],x.shape[4] # its layers count tokens by these
+        for T,size in shapes:
+            x = uniform_clips(T, size, n_in=channels)
+            theirs.config.num_frames,theirs.config.image_size = T,size[1] # its layers count tokens by these
             got,want = ours(x),theirs(x).logits
-            same(got, want, 1e-4)
+            near(got, want, 1e-4)
             assert want.std(dim=0).max() > 1e-3
 
 
@@ -316,14 +370,24 @@ def test_transformers(kind, channels, tmp_path):
 def test_published_weights_for_other_classes(tmp_path):
     theirs = transformers_model()
     torch.save(theirs.state_dict(), tmp_path/'weights.pth')
-    whole,ours = load_timesformer(tmp_path/'weights.pth').eval(),load_timesformer(tmp_path/'weights.pth', n_out=3).eval()
-    assert ours(clips()).shape == (3,3)
-    same(ours.encoder(clips()), whole.encoder(clips()), 1e-6)
+    whole = load_timesformer(tmp_path/'weights.pth').eval()
+    ours = load_timesformer(tmp_path/'weights.pth', n_out=3).eval()
+    assert ours(uniform_clips()).shape == (3,3)
+    near(ours.encoder(uniform_clips()), whole.encoder(uniform_clips()), 1e-6)
 
 
-@pytest.mark.parametrize('spoil', ['space_only', 'missing', 'resnet'])
-def test_other_weights_are_refused(spoil, tmp_path):
-    state = transformers_model(attention_type='space_only').state_dict() if spoil == 'space_only' else {'conv1.weight': torch.zeros(2)} if spoil == 'resnet' else transformers_model().state_dict()
-    if spoil == 'missing': del state['timesformer.encoder.layer.1.layernorm_before.bias']
-    torch.save(state, tmp_path/'weights.pth')
-    with pytest.raises(ValueError, match='weights.pth.*blocks.1.attn.0.bias' if spoil == 'missing' else 'weights.pth.*not the weights of a TimeSformer'): load_timesformer(tmp_path/'weights.pth')
+def state_without_a_norm():
+    state = transformers_model().state_dict()
+    del state['timesformer.encoder.layer.1.layernorm_before.bias']
+    return state
+
+
+@pytest.mark.parametrize('make_state,problem', [
+    (lambda: transformers_model(attention_type='space_only').state_dict(), 'not the weights of a TimeSformer'),
+    (state_without_a_norm, 'blocks.1.attn.0.bias'),
+    (lambda: {'conv1.weight': torch.zeros(2)}, 'not the weights of a TimeSformer')],
+    ids=['space_only', 'missing', 'resnet'])
+def test_other_weights_are_refused(make_state, problem, tmp_path):
+    torch.save(make_state(), tmp_path/'weights.pth')
+    with pytest.raises(ValueError, match=f'weights.pth.*{problem}'):
+        load_timesformer(tmp_path/'weights.pth')

@@ -1,4 +1,4 @@
-"Tutorials, cookbook and the table of names: they are whole, clean, and name what is there."
+"Check the tutorials, the cookbook and docs/migration.md: structure, outputs, links, and names that exist."
 import ast
 import inspect
 import json
@@ -11,7 +11,7 @@ import pytest
 import vidseq.all
 
 root = Path(__file__).parent.parent
-first = [root/'nbs'/'tutorials'/f'{o}.ipynb' for o in ('image_sequences','timesformer')] # the two that all began with
+first = [root/'nbs'/'tutorials'/f'{o}.ipynb' for o in ('image_sequences','timesformer')] # the two original tutorials
 pages = [root/'nbs'/'cookbook.ipynb', *first, *sorted(o for o in first[0].parent.glob('*.ipynb') if o not in first)]
 
 
@@ -21,7 +21,7 @@ def source(cell): return ''.join(cell['source'])
 
 def hidden(cell): return source(cell).startswith('#| hide')
 
-def figures(cell): # pictures, and players of clips
+def figures(cell): # images, and animations of clips
     return [o for o in cell['outputs'] if {'image/jpeg','image/png'} & set(o.get('data', {})) or '<img' in ''.join(o.get('data', {}).get('text/html', ''))]
 
 def python(cell): return ast.parse('\n'.join(o for o in source(cell).splitlines() if not o.startswith('!')))
@@ -30,20 +30,20 @@ def python(cell): return ast.parse('\n'.join(o for o in source(cell).splitlines(
 # The table of names
 
 def rows():
-    "First, second and third column of each row in docs/migration.md"
+    "Return the three columns of each row in docs/migration.md"
     lines = (root/'docs'/'migration.md').read_text(encoding='utf-8').splitlines()
     found = [[o.strip() for o in line.strip('|').split('|')] for line in lines if line.startswith('|') and not re.match(r'\|(-|\s*in the tutorials)', line)]
     assert all(len(o) == 3 for o in found) and len(found) > 35
     return found
 
 def look_up(name):
-    "What `name` or `Class.method` is, of vidseq or of fastai"
+    "Return the object of vidseq or fastai that `name` or `Class.method` refers to"
     first,*more = name.split('.')
     o = getattr(vidseq.all, first, None) or getattr(fastai.vision.all, first)
     for part in more: o = getattr(o, part)
     return o
 
-def test_every_name_in_the_table_is_there():
+def test_every_name_in_the_table_exists():
     names = [o for _,now,_ in rows() for o in re.findall('`([^`]+)`', now)]
     assert len(names) > 45
     for name in names:
@@ -52,26 +52,26 @@ def test_every_name_in_the_table_is_there():
         o = look_up(called[1])
         if called[2]: assert set(called[2].split(', ')) <= set(inspect.signature(o).parameters), name
 
-def test_names_in_the_reasons_are_there():
-    "Of the third column, what looks like a name of vidseq's"
+def test_names_in_the_reasons_exist():
+    "The third column mentions these names of vidseq"
     reasons = [o for _,_,why in rows() for o in re.findall(r'`([a-z_]+)`', why)]
     ours = [o for o in reasons if hasattr(vidseq.all, o)]
     assert {'read_frames','video_info','get_clips','window_frames','leaked_groups','small_timesformer'} <= set(ours)
 
 def test_every_name_of_the_tutorials_is_in_the_table():
-    "All that the tutorials define or bring, and each of their steps that has a name"
+    "The table lists all names that the tutorials define, and all functions that they call in a step"
     before = ' '.join(o for o,_,_ in rows())
     for name in '''unrar extract_frames avi2frames get_instances ls_sorted ImageTuple ImageTupleTfm get_action_dataloaders show_batch TimeDistributedNaive TimeDistributedNaive2 _stack_tups
                    TimeDistributed SimpleModel simple_splitter RNNModel rnnmodel_splitter show_results MyTimeSformer wget rarfile get_files show_images parallel path_frames parent_label Categorize Datasets
                    RandomSplitter dataloaders create_body AdaptiveAvgPool2d cuda Learner to_fp16 lr_find fine_tune fit_one_cycle sigmoid typedispatch'''.split():
         assert re.search(rf'\b{name}\b', before), name
 
-def test_names_that_stayed_take_what_they_took():
+def test_names_that_stayed_keep_their_arguments():
     for before,now,_ in rows():
         for old in re.findall(r'`(\w+)\(([\w, ]+)\)`', before):
             for new in re.findall(rf'`{old[0]}\(([\w, ]+)\)`', now): assert new.split(', ')[:len(old[1].split(', '))] == old[1].split(', '), old
 
-def test_the_code_in_the_table_uses_names_that_are_there():
+def test_the_code_on_the_page_uses_names_that_exist():
     code = re.search(r'```python\n(.*?)```', (root/'docs'/'migration.md').read_text(encoding='utf-8'), re.S)[1]
     given = {o.id for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Assign) for o in ast.walk(n.targets[0]) if isinstance(o, ast.Name)} | {'path'}
     used = {n.id for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Name)} - given
@@ -82,7 +82,7 @@ def test_the_code_in_the_table_uses_names_that_are_there():
 
 @pytest.mark.parametrize('page', pages, ids=lambda p: p.stem)
 class TestPage:
-    def test_begins_as_all_do(self, page):
+    def test_begins_with_title_and_setup(self, page):
         title = source(cells(page, 'markdown')[0])
         assert re.match(r'# .+\n\n> .+\.$', title)
         code = [source(c) for c in cells(page)]
@@ -91,23 +91,23 @@ class TestPage:
         star = next(o for o in code if 'from vidseq.all import *' in o)
         assert star.index('from fastai.vision.all import *') < star.index('from vidseq.all import *')
 
-    def test_imports_stand_alone(self, page):
+    def test_imports_have_their_own_cells(self, page):
         for cell in cells(page):
             kinds = {isinstance(o, (ast.Import,ast.ImportFrom)) for o in python(cell).body}
             assert kinds != {True,False} or hidden(cell), source(cell)
 
-    def test_headings_go_down_one_by_one(self, page):
+    def test_headings_skip_no_level(self, page):
         levels = [len(o) for c in cells(page, 'markdown') for o in re.findall(r'^(#+) ', re.sub(r'```.*?```', '', source(c), flags=re.S), re.M)]
         assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a+1 for a,b in zip(levels, levels[1:]))
 
-    def test_no_errors_no_warnings(self, page):
+    def test_no_errors_and_no_warnings(self, page):
         for cell in cells(page):
             for o in cell['outputs'] if not hidden(cell) else ():
                 assert o['output_type'] != 'error' and not (o.get('name') == 'stderr' and ''.join(o['text']).strip()), source(cell)
                 assert 'Warning' not in ''.join(o.get('text', '')), source(cell)
 
-    def test_outputs_are_there(self, page):
-        "A cell that ends in something to be seen has shown it"
+    def test_outputs_are_saved(self, page):
+        "A cell that ends in an expression has a saved output"
         for cell in cells(page):
             last = (python(cell).body or [None])[-1]
             if hidden(cell) or 'eval: false' in source(cell) or not isinstance(last, ast.Expr): continue
@@ -115,26 +115,26 @@ class TestPage:
             quiet = name.startswith('test_') or name in ('set_seed','parallel','my_unrar','my_avi2frames','avi2frames','load_state_dict','write_video','save','cut','touch')
             assert cell['outputs'] or quiet, source(cell)
 
-    def test_figures_have_words(self, page):
+    def test_figures_have_descriptions(self, page):
         with_figures = [c for c in cells(page) if figures(c)]
         assert with_figures
         for cell in with_figures:
             words = re.match(r'#\| fig-alt: (.{20,})\n', source(cell))
             assert words, source(cell)
-            assert 'image/png' not in str([list(o['data']) for o in figures(cell)]), 'jpeg is smaller'
+            assert 'image/png' not in str([list(o['data']) for o in figures(cell)]), 'save figures as jpeg, which is smaller'
         for cell in cells(page): assert 'fig-alt' not in source(cell) or figures(cell), source(cell)
 
-    def test_links_lead_somewhere(self, page):
+    def test_links_exist(self, page):
         for cell in cells(page, 'markdown'):
             for link in re.findall(r'\]\(([^)#]+)[^)]*\)', source(cell)):
                 if not link.startswith('http'): assert (page.parent/link).exists(), link
 
-    def test_leaves_nothing_behind(self, page):
+    def test_removes_its_files(self, page):
         last = source(cells(page)[-1])
         assert hidden(cells(page)[-1]) and re.search(r'shutil\.rmtree\((tmp|work)\)', last)
 
 
-def test_the_cookbook_has_twenty_recipes_each_with_its_code():
+def test_the_cookbook_has_twenty_recipes_with_code():
     nb = json.loads(pages[0].read_text(encoding='utf-8'))['cells']
     recipes = [i for i,c in enumerate(nb) if re.match('### ', source(c))]
     assert len(recipes) == 20
@@ -143,20 +143,20 @@ def test_the_cookbook_has_twenty_recipes_each_with_its_code():
         assert len(re.findall(r'^### ', source(nb[i]), re.M)) == 1 and len(source(nb[i+1]).splitlines()) <= 15
 
 @pytest.mark.parametrize('page', first, ids=lambda p: p.stem)
-def test_a_tutorial_has_one_switch(page):
+def test_a_tutorial_has_one_size_variable(page):
     code = '\n'.join(source(c) for c in cells(page))
     assert code.count('small = True') == 1 and 'if small else ucf101()' in code
     for setting in ('seq_len=5', 'image_size=64', 'bs=32', 'arch=resnet34', 'pretrained=True', 'fine_tune(3, 1e-3, freeze_epochs=3)', 'fine_tune(5, 5e-3)', 'fit_one_cycle(12, 5e-4)'): assert setting in code, setting
 
-def test_tutorials_build_what_the_library_has():
+def test_tutorials_define_their_own_versions():
     for page in first:
         defined = {n.name for c in cells(page) for n in ast.walk(python(c)) if isinstance(n, (ast.FunctionDef,ast.ClassDef))}
         assert {'my_unrar','my_extract_frames','my_avi2frames','MyImageTuple','MyImageTupleTfm','my_action_dataloaders','MySimpleModel','my_splitter','MyRNNModel','my_rnn_splitter','MyTimeSformer'} <= defined
-        assert not {o for o in defined if not o.startswith('_') and hasattr(vidseq.all, o)} - {'show_batch','show_results'}, 'a name of the library is overwritten'
-    assert {'TimeDistributedNaive','TimeDistributedNaive2','TimeDistributedFinal','show_batch','show_results'} <= defined # in the second
+        assert not {o for o in defined if not o.startswith('_') and hasattr(vidseq.all, o)} - {'show_batch','show_results'}, 'a tutorial overwrites a name of the library'
+    assert {'TimeDistributedNaive','TimeDistributedNaive2','TimeDistributedFinal','show_batch','show_results'} <= defined # in timesformer.ipynb
 
 @pytest.mark.parametrize('name', ['limits.md','migration.md'])
-def test_links_in_notes_lead_somewhere(name):
+def test_links_in_notes_exist(name):
     text = (root/'docs'/name).read_text(encoding='utf-8')
     assert re.match(r'# .+\n\n> .+\.\n', text)
     for link in re.findall(r'\]\(([^)#]+)[^)]*\)', text): assert (root/'docs'/link).exists(), link

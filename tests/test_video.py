@@ -1,4 +1,4 @@
-"Videos as they come: every container and codec, damaged, lying and hostile ones. Each gives the frames of a plain decode, or a `VideoError` that names it."
+"Test reading of every container and codec, of damaged and of hostile files: the frames equal a plain decode, or a `VideoError` names the file"
 import json
 import os
 import socket
@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from make_videos import decode, write
 
 import vidseq
-from vidseq.extract import extract_videos, frames_folder
-from vidseq.files import _natural
-from vidseq.video import VideoError, _short_side, decode_video, extract_frames, get_videos, open_video, read_frames, video_info
+from vidseq.video.extract import extract_videos
+from vidseq.video.frame_folder import frames_folder
+from vidseq.files import natural_key
+from vidseq.video.decode import extract_frames, get_videos, open_video, read_frames, scaled_size, VideoError
+from vidseq.video.info import scan_video, video_info
 
 alt_ref = dict(auto_alt_ref='1', lag_in_frames='16', b='200k', deadline='good')
 quiet = dict(codec='libx265', x265_params='log-level=none')
@@ -41,7 +43,7 @@ one = {f'one{Path(name).suffix}': dict(kw, n=1, pts=None) for name,kw in reverse
 
 @pytest.fixture(scope='module')
 def videos(tmp_path_factory):
-    "Writes each kind of video once"
+    "Return a function that writes each kind of video once"
     folder = tmp_path_factory.mktemp('videos')
     def get(name):
         path = folder/name
@@ -51,10 +53,10 @@ def videos(tmp_path_factory):
 def same(a, b): return len(a) == len(b) and all(np.array_equal(x, y) for x,y in zip(a, b))
 
 def check(path, expected, folder):
-    "All ways to read `path` give the frames `expected`"
+    "Check that all functions that read `path` return the frames `expected`; return the status of its extraction"
     got = {}
-    assert decode_video(path, lambda i,img: got.update({i: img.copy()})).frames == len(expected)
-    assert list(got) == list(range(len(expected))) and same(list(got.values()), decode(path, 'bgr24')) # FFmpeg rounds 10 bits and scaled frames otherwise than to rgb24
+    assert scan_video(path, lambda i,img: got.update({i: img.copy()})).frames == len(expected)
+    assert list(got) == list(range(len(expected))) and same(list(got.values()), decode(path, 'bgr24')) # FFmpeg rounds 10-bit and scaled frames differently than for rgb24
     assert same([np.asarray(o) for o in extract_frames(path)], expected)
     assert same(read_frames(path, range(len(expected))), expected)
     report = extract_videos([path], folder, root=path.parent, n_workers=0)
@@ -75,15 +77,16 @@ def test_every_kind(videos, tmp_path, name):
 
 
 @pytest.mark.parametrize('name', ['raw.h264','raw.m2v','raw.m1v'])
-def test_size_changes(tmp_path, name):
-    "Frames after the change have the size of the first"
+def test_size_changes(tmp_path, monkeypatch, name):
+    "Frames after a change of size are scaled to the size of the first"
     path = tmp_path/name
     path.write_bytes(b''.join(write(tmp_path/f'{i}_{name}', whole[name]['codec'], w=w, h=h).read_bytes() for i,(w,h) in enumerate([(64,48),(96,80)])))
     expected = decode(path)
     assert len(expected) > 30 and {o.shape for o in expected} == {(48,64,3)}
     assert check(path, expected, tmp_path/'frames') == 'done'
     with open_video(path) as (container, stream): assert len({o.width for o in container.decode(stream)}) == 2
-    with pytest.raises(VideoError, match=r'96x80.*max_pixels=7680'): decode_video(path, max_pixels=64*48)
+    monkeypatch.setenv('VIDSEQ_MAX_PIXELS', str(64*48))
+    with pytest.raises(VideoError, match=r'96x80.*VIDSEQ_MAX_PIXELS=7680'): scan_video(path)
 
 
 # Damaged
@@ -93,7 +96,7 @@ def cut(path, folder, share=.6):
     out.write_bytes(path.read_bytes()[:int(path.stat().st_size*share)])
     return out
 
-silent = {'palette.gif', 'raw.mjpeg', 'raw.hevc', 'x264.ts'} # nothing in the file says how long it was to be, and it may end between frames
+silent = {'palette.gif', 'raw.mjpeg', 'raw.hevc', 'x264.ts'} # the file does not declare its length, and it may end between frames
 closed = {'x264.mp4', 'x264.mov', 'phone.3gp'} # the index is at the end
 
 @pytest.mark.parametrize('name', ['mpeg4.avi','mjpeg.avi','x264.mp4','x264.mov','phone.3gp','10_bit.mkv','vp9_alt_ref.webm','x264.ts','mpeg1.mpg','mpeg2.mpg','flash.flv','windows.wmv','raw.h264','raw.hevc','palette.gif','raw.mjpeg','longer_sound.mkv'])
@@ -110,12 +113,12 @@ def test_truncated(videos, tmp_path, recwarn, name):
 def test_only_the_header_is_right(videos, tmp_path, name):
     path = tmp_path/name
     path.write_bytes(videos(name).read_bytes()[:16]+np.random.default_rng(0).bytes(5000))
-    for f in (decode_video, video_info, lambda o: read_frames(o, [0]), lambda o: next(extract_frames(o))):
-        with pytest.raises(VideoError, match=f'{name}.*Check that it plays|{name}.*Leave it out|{name}.*replace'): f(path)
+    for f in (scan_video, video_info, lambda o: read_frames(o, [0]), lambda o: next(extract_frames(o))):
+        with pytest.raises(VideoError, match=f'{name}.*Check that it plays|{name}.*Remove the file|{name}.*replace'): f(path)
 
 def fails(path, match):
-    "All that reads videos refuses `path`, at once, and says why"
-    for f in (decode_video, video_info, lambda o: read_frames(o, [0]), lambda o: next(extract_frames(o))):
+    "Check that all functions that read videos raise within two seconds an error that matches and names `path`"
+    for f in (scan_video, video_info, lambda o: read_frames(o, [0]), lambda o: next(extract_frames(o))):
         begin = time.perf_counter()
         with pytest.raises(VideoError, match=match) as e: f(path)
         assert path.name in str(e.value) and time.perf_counter()-begin < 2
@@ -137,7 +140,7 @@ def test_sound_comes_first(videos, tmp_path, name):
     assert check(path, decode(path), tmp_path/'frames') == 'done'
 
 def test_streams_of_data(tmp_path):
-    "What phones write beside sound and pictures"
+    "Phones write data streams beside audio and video"
     with av.open(str(write(tmp_path/'plain.mp4'))) as plain, av.open(str(tmp_path/'data.mp4'), 'w') as out:
         stream,data = out.add_stream_from_template(plain.streams.video[0]),out.add_data_stream('bin_data')
         for i,packet in enumerate(plain.demux(video=0)):
@@ -158,25 +161,27 @@ def patched(path, old, new):
     return out
 
 def test_absurd_sizes(videos):
-    "Declared sizes that would fill the memory are refused; where the codec knows better, its own are used"
+    "Declared sizes that would fill the memory raise an error; if the codec stores another size, that one is used"
     for name,order in (('palette.gif','<HH'), ('alpha.mov','>HH'), ('gray.avi','<ii')):
         for side in (16000, 60000):
-            fails(patched(videos(name), struct.pack(order, 64, 48), struct.pack(order, side, side)), 'more than 67108864 pixels.*larger max_pixels')
+            fails(patched(videos(name), struct.pack(order, 64, 48), struct.pack(order, side, side)), 'more than 67108864 pixels.*larger VIDSEQ_MAX_PIXELS')
     for name,order in (('mpeg4.avi','<ii'), ('x264.mp4','>HH')):
         path = patched(videos(name), struct.pack(order, 64, 48), struct.pack(order, 20000, 20000))
         assert same(list(map(np.asarray, extract_frames(path))), decode(videos(name)))
 
 @pytest.mark.parametrize('name', ['mpeg4.avi','palette.gif','raw.h264','rotated_90.mp4'])
-def test_max_pixels(videos, name):
+def test_max_pixels(videos, monkeypatch, name):
     path = videos(name)
-    for f in (decode_video, video_info, lambda o, **kw: read_frames(o, [0], **kw), lambda o, **kw: next(extract_frames(o, **kw))):
-        with pytest.raises(VideoError, match=r'64x48.*max_pixels=3072'): f(path, max_pixels=3071)
-        f(path, max_pixels=3072)
+    for f in (scan_video, video_info, lambda o: read_frames(o, [0]), lambda o: next(extract_frames(o))):
+        monkeypatch.setenv('VIDSEQ_MAX_PIXELS', '3071')
+        with pytest.raises(VideoError, match=r'64x48.*VIDSEQ_MAX_PIXELS=3072'): f(path)
+        monkeypatch.setenv('VIDSEQ_MAX_PIXELS', '3072')
+        f(path)
 
 @pytest.mark.parametrize('size', [-1,0,100_000])
 def test_sizes_that_cannot_be(videos, tmp_path, size):
     path = videos('interlaced.mpg')
-    for f in (lambda: read_frames(path, [0], size), lambda: decode_video(path, lambda i,img: None, size)):
+    for f in (lambda: read_frames(path, [0], size), lambda: scan_video(path, lambda i,img: None, size)):
         with pytest.raises(ValueError, match=f'interlaced.mpg.*{size}'): f()
     with pytest.warns(UserWarning): report = extract_videos([path], tmp_path/'frames', root=path.parent, size=size, n_workers=0)
     assert report.status[0] == 'failed' and not list(tmp_path.rglob('*.jpg'))
@@ -187,7 +192,7 @@ def test_metadata_that_is_not_utf8(tmp_path):
         assert video_info(path).frames == len(list(extract_frames(path))) == 20
 
 
-# No plain files
+# Devices, pipes, links and playlists
 
 @pytest.mark.skipif(os.name != 'posix', reason='devices are files there only')
 def test_devices_pipes_and_links(videos, tmp_path):
@@ -229,11 +234,11 @@ def test_playlists_are_not_followed(videos, tmp_path, name, what):
         path.write_bytes(playlists[name].format(port if name == 'a.sdp' else 'target.ts' if what == 'file' else f'http://127.0.0.1:{port}/target.ts').encode())
         fails_in_a_process(path)
         server.settimeout(.05)
-        with pytest.raises(TimeoutError): server.accept() # nobody called
+        with pytest.raises(TimeoutError): server.accept() # no connection was made
 
 def fails_in_a_process(path, seconds=20):
-    "As what follows a live playlist waits for ever, in C"
-    code = 'import sys\nfrom vidseq.video import *\ntry: decode_video(sys.argv[1])\nexcept VideoError as e: print(e)'
+    "Check in a new process with a time limit: FFmpeg waits forever for a live playlist, in C"
+    code = 'import sys\nfrom vidseq.video.info import *\nfrom vidseq.video.decode import *\ntry: scan_video(sys.argv[1])\nexcept VideoError as e: print(e)'
     out = subprocess.run([sys.executable, '-c', code, path], capture_output=True, text=True, check=True, timeout=seconds, env=env()).stdout
     assert path.name in out and ('not readable' in out or 'playlist' in out)
 
@@ -262,12 +267,12 @@ def test_read_frames_equals_decode_and_index(videos, data):
 @given(st.lists(st.text(max_size=8) | st.from_regex('[a0-9_²٣]{1,6}', fullmatch=True), max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_natural_order(names):
-    ordered = sorted(names, key=_natural)
-    assert [_natural(o) for o in sorted(reversed(ordered), key=_natural)] == [_natural(o) for o in ordered] # total: the order does not hang on the start
+    ordered = sorted(names, key=natural_key)
+    assert [natural_key(o) for o in sorted(reversed(ordered), key=natural_key)] == [natural_key(o) for o in ordered] # a total order: it does not depend on the initial order
 
 @given(st.integers(0, 10**12), st.integers(0, 10**12), st.text(alphabet='a_-é²', max_size=3))
 @quick
-def test_digits_sort_by_value(a, b, text): assert (_natural(f'{text}{a}.jpg') < _natural(f'{text}{b}.jpg')) == (a < b)
+def test_digits_sort_by_value(a, b, text): assert (natural_key(f'{text}{a}.jpg') < natural_key(f'{text}{b}.jpg')) == (a < b)
 
 @pytest.fixture(scope='module')
 def no_folder(tmp_path_factory): return tmp_path_factory.mktemp('no')
@@ -294,16 +299,16 @@ def test_frames_folder(a, b, root):
 @given(st.integers(1, 20000), st.integers(1, 20000), st.integers(1, 2000))
 @settings(max_examples=200, deadline=None)
 def test_short_side(w, h, size):
-    nw,nh = _short_side(w, h, size)
+    nw,nh = scaled_size(w, h, size)
     assert min(nw, nh) == size and (nw <= nh if w <= h else nw >= nh)
-    assert abs(max(nw, nh)-size*max(w, h)/min(w, h)) <= 1 and _short_side(w, h, None) == (w, h) # to the nearest even number
+    assert abs(max(nw, nh)-size*max(w, h)/min(w, h)) <= 1 and scaled_size(w, h, None) == (w, h) # to the nearest even number
     assert max(nw, nh)%2 == 0 or max(nw, nh) == size
 
 
 # Fuzz
 
 def fuzz(seed, start, stop, folder):
-    "What a process of its own found in damaged videos; one that crashes, hangs or raises anything but `VideoError` is the last in `out`"
+    "Read damaged videos in a new process and return its counts; a video that crashes, hangs or raises another error is the last one printed"
     folder.mkdir(exist_ok=True)
     p = subprocess.run([sys.executable, Path(__file__).with_name('fuzz_videos.py'), *map(str, (seed, start, stop)), folder], capture_output=True, text=True, env=env())
     assert p.returncode == 0, f'seed {seed}, video {p.stdout.splitlines()[-1]}:\n{p.stderr[-3000:]}'
