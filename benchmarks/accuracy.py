@@ -80,7 +80,7 @@ def recipe_learner(model, lr, videos, valid, args):
 
 
 def tutorial_learner(tutorial, name, videos, valid, args):
-    "Create a learner of the tutorials (first 5 frames, 64 pixels, resnet34) with its learning rate and 1 view"
+    "Create a learner of the tutorials (first 5 frames, 64 pixels, resnet34), with learning rate and 1 view"
     folders = [frames_folder(v, args.frames/'whole', args.dir) for v in videos]
     dls = tutorial.get_action_dataloaders(folders, bs=args.bs, image_size=64, seq_len=5, val_idxs=valid,
                                           num_workers=0)

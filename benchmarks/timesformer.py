@@ -1,8 +1,8 @@
 """Compare time and peak memory of vidseq's TimeSformer and the package timesformer-pytorch.
 
-It measures training and inference at the tutorials' sizes, and of ViT-B/16 with 8 frames of 224 pixels. All
-candidates run on one core (or with `--device cuda`), in interleaved rounds, on random clips. Peak memory is
-that of one training step in a new process, or on CUDA the memory that torch allocated.
+It measures training and inference at the tutorials' sizes and at those of ViT-B/16 (8 frames of 224 pixels).
+All candidates run on one core (or with `--device cuda`), in interleaved rounds, on random clips. Peak memory
+is that of one training step in a new process, or on CUDA the memory that torch allocated.
 """
 import subprocess
 import sys

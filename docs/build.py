@@ -1,5 +1,6 @@
 "Build the documentation site from the notebooks: `make docs`, or `python docs/build.py`."
 import argparse
+import logging
 import os
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ def render(folder, out, nav, repo):
     from mkdocs.exceptions import MkDocsException
     config = load_config(str(here/'mkdocs.yml'), docs_dir=str(folder), site_dir=str(out), nav=nav)
     config.extra['repo'] = repo
+    logging.basicConfig(format='%(message)s') # else strict mode only counts the warnings
     config.plugins.on_startup(command='build', dirty=False)
     try: mkdocs_build(config)
     except MkDocsException as e: raise BuildError(str(e)) from e
@@ -48,7 +50,8 @@ class _LinkParser(HTMLParser):
         attrs = dict(attrs)
         self.ids |= {attrs[o] for o in ('id', 'name') if attrs.get(o)}
         self.links += [attrs[o] for o in ('href', 'src') if attrs.get(o)]
-        if tag == 'img' and not (attrs.get('alt') or '').strip(): self.no_alt.append(attrs.get('src', '')[:80])
+        has_alt = (attrs.get('alt') or '').strip()
+        if tag == 'img' and not has_alt: self.no_alt.append(attrs.get('src', '')[:80])
 
 
 def is_broken(link, page, out, pages):
@@ -68,12 +71,13 @@ def check(out):
     for page,parser in pages.items():
         name = page.relative_to(out)
         problems += [f'{name}: image {o} has no alternative text' for o in parser.no_alt]
-        problems += [f'{name}: broken link {o}' for o in dict.fromkeys(parser.links) if is_broken(o, page, out, pages)]
+        broken = [o for o in dict.fromkeys(parser.links) if is_broken(o, page, out, pages)]
+        problems += [f'{name}: broken link {o}' for o in broken]
     return problems
 
 
 def build(root, out, saved=False):
-    "Build the site of the project in `root` into the folder `out`; raise `BuildError` if a page has a problem"
+    "Build the site of the project in `root` in the folder `out`; raise `BuildError` if a page has a problem"
     if not saved: run_notebooks(root)
     with TemporaryDirectory() as tmp:
         folder = Path(tmp)/'docs'
@@ -86,8 +90,8 @@ def build(root, out, saved=False):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--saved', action='store_true', help='use the saved outputs and do not run the notebooks')
-    parser.add_argument('--out', type=Path, default=here.parent/'_docs', help='folder of the site (default: _docs)')
+    parser.add_argument('--saved', action='store_true', help='show saved outputs, do not run notebooks')
+    parser.add_argument('--out', type=Path, default=here.parent/'_docs', help='folder (default: _docs)')
     args = parser.parse_args()
     try: build(here.parent, args.out.resolve(), args.saved)
     except BuildError as e: sys.exit(str(e))

@@ -10,6 +10,8 @@ from textwrap import indent, wrap
 from fastcore.docments import docments
 from nbdev.doclinks import patch_name
 
+empty = inspect.Parameter.empty
+
 
 @dataclass
 class Entry:
@@ -22,7 +24,9 @@ class Entry:
     methods: list = field(default_factory=list)
 
     @property
-    def summary(self): return '' if self.kind == 'value' else inspect.cleandoc(ast.get_docstring(self.node) or '')
+    def summary(self):
+        "Return the docstring"
+        return '' if self.kind == 'value' else inspect.cleandoc(ast.get_docstring(self.node) or '')
 
     @property
     def is_learner_method(self):
@@ -31,9 +35,10 @@ class Entry:
 
 
 def entries(source, module):
-    "Return the public names that a cell of `module` defines: those in `__all__`, and methods patched into other classes"
-    body = ast.parse(source).body
-    return [o for node in body for name in defined_names(node) if (o := create_entry(name, node, source, module))]
+    "Return the public names that a cell of `module` defines: names in `__all__`, and patched methods"
+    named = [(name, node) for node in ast.parse(source).body for name in defined_names(node)]
+    found = [create_entry(name, node, source, module) for name,node in named]
+    return [o for o in found if o]
 
 def defined_names(node):
     "Return the names that a statement defines"
@@ -58,7 +63,8 @@ def public_methods(entry):
     for node in entry.node.body:
         if not isinstance(node, ast.FunctionDef) or not ast.get_docstring(node): continue
         if node.name.startswith('_') or node.name in ('forward', 'encodes'): continue
-        yield Entry(f'{entry.name}.{node.name}', 'method', getattr(entry.obj, node.name), node, '', entry.module)
+        name,obj = f'{entry.name}.{node.name}',getattr(entry.obj, node.name)
+        yield Entry(name, 'method', obj, node, '', entry.module)
 
 def source_of(node, source):
     "Return the source of a definition with its decorators"
@@ -101,7 +107,7 @@ def wrap_params(params, width):
     return [o.replace('\0', ' ') for o in wrap(text, width, break_long_words=False, break_on_hyphens=False)]
 
 def own_callable(entry):
-    "Return the function that has the signature, or None if it is an `__init__` inherited from another library"
+    "Return the function that has the signature, or None for an `__init__` inherited from another library"
     if entry.kind == 'value': return None
     if entry.kind != 'class': return entry.obj
     owner = next(o for o in entry.obj.__mro__ if '__init__' in vars(o))
@@ -137,7 +143,7 @@ def return_type(entry):
     f = own_callable(entry)
     if entry.kind == 'class' or not is_function(f): return ''
     anno = inspect.signature(f).return_annotation
-    return '' if anno is inspect.Signature.empty else f'->{format_type(anno)}'
+    return '' if anno is empty else f'->{format_type(anno)}'
 
 def format_type(a):
     "Format an annotation without its modules"
@@ -160,18 +166,19 @@ def parameter_table(entry, link):
     f = own_callable(entry)
     docs = docments(f, full=True, args_kwargs=True) if is_function(f) else {}
     if not any(d.docment for d in docs.values()): return ''
-    rows = [parameter_row(f'`{k}`', docs.get(k), p.annotation, p.default, link) for k,p in parameters(entry).items()]
+    def row(name, anno, default, title): return parameter_row(title, docs.get(name), anno, default, link)
+    rows = [row(k, p.annotation, p.default, f'`{k}`') for k,p in parameters(entry).items()]
     returns = docs.get('return')
-    if returns and returns.docment: rows.append(parameter_row('*returns*', returns, returns.anno, inspect._empty, link))
+    if returns and returns.docment: rows.append(row('return', returns.anno, empty, '*returns*'))
     head = '| | Type | Default | |\n|---|---|---|---|\n'
     return f'<div class="docments" markdown>\n\n{head}' + '\n'.join(rows) + '\n\n</div>'
 
-def parameter_row(name, doc, anno, default, link):
+def parameter_row(title, doc, anno, default, link):
     "Format a parameter or return value as a row: name, type, default, docment"
-    anno = '' if anno is inspect._empty else f'`{format_type(anno)}`'
-    default = '' if default is inspect._empty else f'`{format_value(default)}`'
+    anno = '' if anno is empty else f'`{format_type(anno)}`'
+    default = '' if default is empty else f'`{format_value(default)}`'
     text = ' '.join((doc.docment or '').split()) if doc else ''
-    return '| ' + ' | '.join(map(table_cell, (name, anno, default, link(text)))) + ' |'
+    return '| ' + ' | '.join(map(table_cell, (title, anno, default, link(text)))) + ' |'
 
 def table_cell(text):
     "Escape text for a table cell: `|` outside of code, and line breaks"

@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,10 @@ os.environ['MPLBACKEND'] = 'Agg' # figures need no display, in child processes t
 
 @pytest.fixture(scope='session')
 def make_shapes(tmp_path_factory):
-    "Return a function that generates 60 videos of 15 frames once per size; tests must not change the files"
+    "Return a function that generates 60 videos of 15 frames once per size; never change the files"
     from vidseq.datasets.shapes import moving_shapes
     folder = tmp_path_factory.mktemp('moving_shapes')
-    @cache
-    def make(size=(64,48)):
+    def make(size): # width and height
         path = folder/f'{size[0]}x{size[1]}'
         return moving_shapes(path, n_groups=5, n_clips=2, seconds=.6, size=size, n_workers=0)
     return make

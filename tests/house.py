@@ -23,7 +23,7 @@ BANNED = {
     r'what is there': 'existing files', r'for nothing': 'without benefit', r'from nothing': 'from scratch', r'one\'s own': 'your own, custom',
     r'mirrored?|mirrors?': 'flip', r'named wrongly': 'wrong', r'is none of': 'is not one of', r'at hand': 'available',
     r'in words': 'as a message', r'by hand': 'manually', r'brings?': 'gives, includes', r'how many there are': 'the number of',
-    r'who trains': 'the user', r'gives back': 'returns', r'are no (frames|videos|clips|images)': 'contain no', r'on the way': 'during',
+    r'who trains': 'the user', r'gives back': 'returns', r'(?<!there )are no (frames|videos|clips|images)': 'contain no', r'on the way': 'during',
     r'wants to be': 'must be', r'of how many': 'the number of views', r'kept whole': 'never divided', r'goes on where': 'resumes', r'go on where': 'resume',
     r'takes? no more than': 'needs at most', r'said in one line': 'reported in one line', r'what can be told': 'the arguments that',
 }

@@ -20,7 +20,7 @@ import pytest
 from make_videos import decode, pictures, write
 from simplejpeg import encode_jpeg
 
-import vidseq.video.extract
+from conftest import child_env, run_python
 from vidseq.video.extract import avi2frames, check_videos, extract_videos
 from vidseq.video.frame_folder import frames_folder
 from vidseq.files import parallel_map
@@ -126,10 +126,6 @@ if __name__ == '__main__':
     assert not set(report.status)-{'done','skipped'}, report.to_csv()
 '''
 
-def env():
-    "With the vidseq that is tested, and this folder"
-    return os.environ|dict(PYTHONPATH=os.pathsep.join(filter(None, [str(Path(vidseq.__file__).parent.parent), str(Path(__file__).parent), os.environ.get('PYTHONPATH')])))
-
 started = []
 def end(p):
     "Nothing of its group is left"
@@ -140,7 +136,7 @@ def start(folder, order='up', force=0, n_workers=2):
     "A process, with a group of its own, that extracts once it is told to"
     (folder/'run.py').write_text(script)
     p = subprocess.Popen([sys.executable, 'run.py', order, str(force), str(n_workers)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         start_new_session=True, env=env())
+                         start_new_session=True, env=child_env())
     started.append(p)
     return p
 
@@ -341,7 +337,7 @@ if what == 'extract_frames':
 print(peak())
 '''
 
-def peak_of(what, video, out): return float(subprocess.run([sys.executable, '-c', measure, what, str(video), str(out)], capture_output=True, text=True, check=True, env=env()).stdout)
+def peak_of(what, video, out): return float(run_python('-c', measure, what, video, out))
 
 @pytest.fixture(scope='module')
 def long_and_short(tmp_path_factory):

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models import resnet18
 
+from conftest import saved_for_backward
 from vidseq.data.clip import ImageTuple
 from vidseq.models.layers import AttentionPool, ConvLSTM, run_rnn, stack_frames, TimeDistributed
 
@@ -29,9 +30,8 @@ Pair = namedtuple('Pair', 'first second')
 
 
 @pytest.fixture(autouse=True)
-def double():
+def double(seeded):
     "Seeds, and float64 in all tests, so that 1e-10 is far above what rounding does and far below what a mistake does"
-    torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -463,13 +463,9 @@ def test_memory_of_inference(resnet, bs):
 
 def kept(td, x):
     "Bytes that autograd keeps for the backward pass, parameters and buffers aside, and all that is alive then"
-    own, seen = {o.untyped_storage().data_ptr() for o in (*td.parameters(), *td.buffers())}, {}
-    def save(o):
-        seen[o.untyped_storage().data_ptr()] = o.untyped_storage().nbytes()
-        return o
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda o: o), Live() as mem: out = td(x)
+    with saved_for_backward(td) as sizes, Live() as mem: out = td(x)
     assert out.requires_grad
-    return sum(n for ptr,n in seen.items() if ptr not in own), mem.now
+    return sum(sizes.values()), mem.now
 
 def test_memory_between_the_passes(resnet):
     x = torch.rand(2,16,3,64,64, dtype=torch.float32)

@@ -7,6 +7,8 @@ import time
 import pytest
 import torch
 
+from conftest import run_python
+
 program = '''from functools import partial
 from fastai.vision.all import Path, aug_transforms, set_seed
 import torch
@@ -51,8 +53,8 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
 
 watching = '''import sys, time
 from functools import partial
-from pathlib import Path
 from fastai.vision.all import resnet18
+from make_videos import peak
 import torch
 from vidseq.data.block import VideoDataLoaders
 from vidseq.deploy.timeline import predict_timeline
@@ -63,8 +65,7 @@ dls = VideoDataLoaders.from_folder('shapes', seq_len=8, image_size=112, bs=4, se
 learn = video_learner(dls, partial(RNNModel, resnet18, pretrained=False))
 start = time.perf_counter()
 timeline = predict_timeline(learn, sys.argv[1])
-peak = int(next(o for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmHWM')).split()[1])
-print(len(timeline), peak, time.perf_counter()-start)
+print(len(timeline), peak(), time.perf_counter()-start)
 '''
 
 
@@ -78,9 +79,9 @@ def test_a_long_video_needs_the_memory_of_a_short_one(tmp_path):
     frames,peaks = list(draw_clip('Grow', 0, 0, n=50)),[]
     for seconds in (10, 600):
         write_video(tmp_path/'film.avi', (frames[i%50] for i in range(25*seconds)), fps=25)
-        out = subprocess.run([sys.executable, '-W', 'ignore', '-c', watching, 'film.avi'], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        out = run_python('-W', 'ignore', '-c', watching, 'film.avi', cwd=tmp_path)
         n,peak,took = out.split()[-3:]
         assert int(n) == seconds-1
-        peaks.append(int(peak))
-        print(f'{seconds} s of video: {took} s, {int(peak)/1024:.0f} MB')
+        peaks.append(float(peak))
+        print(f'{seconds} s of video: {took} s, {float(peak):.0f} MB')
     assert peaks[1] < 1.3*peaks[0], peaks

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer, convnext_tiny, densenet121, efficientnet_b0, vit_b_16
 from torchvision.models.video import MViT, S3D, mc3_18, mvit_v1_b, mvit_v2_s, r2plus1d_18, r3d_18, s3d, swin3d_b, swin3d_s, swin3d_t
 
+from conftest import assert_near, calibrate_batchnorm
 from vidseq.data.clip import ImageTuple
 from vidseq.models.conv3d import Conv3dModel, VideoModel
 from vidseq.models.encoders import create_encoder, resize_positions
@@ -45,14 +46,8 @@ def lively(make, seed=0, on=None, **kwargs):
     model = make(**kwargs)
     for o in model.state_dict().values():
         if o.is_floating_point() and (o == o.flatten()[0]).all(): o.add_(torch.randn_like(o), alpha=.1)
-    norms = [m for m in model.modules() if isinstance(m, bn_types)]
-    if on is not None and norms:
-        for m in norms: m.momentum = 1.
-        model.train()(on)
-        for m in norms: m.momentum = .1
+    if on is not None: calibrate_batchnorm(model, on)
     return model.eval()
-
-def same(got, want, tol=1e-4): torch.testing.assert_close(got, want, rtol=0, atol=tol*float(want.detach().abs().max()))
 
 def differ(a, b): return (a-b).abs().max() > 1e-3*b.abs().max()
 
@@ -103,7 +98,7 @@ def test_rows_alone(make, model):
         x = clips(T, size, bs=2).double()
         out = model(x)
         assert out.shape == shape(make, 2, T, 5)
-        for i in range(2): same(model(x[i:i+1]), out[i:i+1], tol=1e-10)
+        for i in range(2): assert_near(model(x[i:i+1]), out[i:i+1], tol=1e-10)
         assert differ(out[0], out[1]) # so a mix-up would show
 
 @torch.no_grad()
@@ -186,10 +181,10 @@ def each_frame(model, x): return torch.stack([model.encoder.module(o) for o in x
 def test_simple_is_the_mean_over_frames():
     model,x = lively(ours(SimpleModel), n_out=5),clips()
     frames = [model.head.module(o) for o in each_frame(model, x).unbind(1)]
-    same(model(x), sum(frames)/8)
-    same(model(x.flip(1)), model(x)) # it has no sense of order
+    assert_near(model(x), sum(frames)/8)
+    assert_near(model(x.flip(1)), model(x)) # it has no sense of order
     model.per_frame = True
-    same(model(x), torch.stack(frames, 1))
+    assert_near(model(x), torch.stack(frames, 1))
 
 @torch.no_grad()
 def test_simple_weighs_frames():
@@ -201,8 +196,8 @@ def test_simple_weighs_frames():
     w = np.exp(np.tanh(feats.numpy()@w1.T + b1)@w2.T + b2)
     w = torch.from_numpy(w/w.sum(1, keepdims=True))
     assert w.std(1).min() > .01
-    same(model.pool.weights(feats), w)
-    same(model(x), sum(w[:,t]*model.head.module(feats[:,t]) for t in range(8)))
+    assert_near(model.pool.weights(feats), w)
+    assert_near(model(x), sum(w[:,t]*model.head.module(feats[:,t]) for t in range(8)))
 
 
 # Step by step
@@ -235,12 +230,12 @@ def test_rnn_step_by_step(kwargs):
     model,x = lively(ours(RNNModel, **kwargs), n_out=5),clips()
     outs,last = by_cells(model.rnn, each_frame(model, x))
     h = model.rnn(each_frame(model, x))[1]
-    same(torch.stack(last), h[0] if isinstance(h, tuple) else h) # torch's own order
-    same(model(x), model.head(model.pool(outs) if model.pool else torch.cat(last, 1)))
+    assert_near(torch.stack(last), h[0] if isinstance(h, tuple) else h) # torch's own order
+    assert_near(model(x), model.head(model.pool(outs) if model.pool else torch.cat(last, 1)))
     if model.pool: return
     labels = lively(ours(RNNModel, per_frame=True, **kwargs), n_out=5)
     outs,_ = by_cells(labels.rnn, each_frame(labels, x))
-    same(labels(x), torch.stack([labels.head.module(o) for o in outs.unbind(1)], 1))
+    assert_near(labels(x), torch.stack([labels.head.module(o) for o in outs.unbind(1)], 1))
 
 def test_sizes_of_rnns():
     "Hidden size, layers and directions, dropout between layers and before the classes; the default is as many as features"
@@ -268,11 +263,11 @@ def conv_lstm(rnn, maps):
 def test_convlstm_step_by_step(kwargs):
     model,x = lively(ours(ConvLSTMModel, hidden_size=16, **kwargs), n_out=5),clips()
     states = [torch.cat([o.amax((2,3)), o.mean((2,3))], 1) for o in conv_lstm(model.rnn, each_frame(model, x).unbind(1))]
-    same(model(x), model.head(model.pool(torch.stack(states, 1)) if model.pool else states[-1]))
+    assert_near(model(x), model.head(model.pool(torch.stack(states, 1)) if model.pool else states[-1]))
     if model.pool: return
     labels = lively(ours(ConvLSTMModel, hidden_size=16, per_frame=True, **kwargs), n_out=5)
     states = [torch.cat([o.amax((2,3)), o.mean((2,3))], 1) for o in conv_lstm(labels.rnn, each_frame(labels, x).unbind(1))]
-    same(labels(x), torch.stack([labels.head.module(o) for o in states], 1))
+    assert_near(labels(x), torch.stack([labels.head.module(o) for o in states], 1))
 
 @torch.no_grad()
 def test_convlstm_of_one_pixel_is_an_lstm():
@@ -281,7 +276,7 @@ def test_convlstm_of_one_pixel_is_an_lstm():
         w_in,w_rec,b_in,b_rec = (getattr(rnn, f'{k}_l{i}') for k in ('weight_ih','weight_hh','bias_ih','bias_hh'))
         layer.inp.weight[:],layer.recur.weight[:],layer.inp.bias[:] = w_in[...,None,None],w_rec[...,None,None],b_in+b_rec
     out,(h,c) = conv(x[...,None,None])
-    for got,want in zip((out,h,c), (rnn(x)[0], *rnn(x)[1])): same(got[...,0,0], want)
+    for got,want in zip((out,h,c), (rnn(x)[0], *rnn(x)[1])): assert_near(got[...,0,0], want)
 
 
 # torchvision's video networks
@@ -309,19 +304,19 @@ def test_logits_are_torchvisions(original):
     "At torchvision's sizes, and at others"
     for T,*size in sizes.get(original.arch, [(16,112,112), (5,40,56), (1,33,64)]):
         x = clips(T, size, bs=1)
-        same(original.model(x), torchvisions(original.net, x))
+        assert_near(original.model(x), torchvisions(original.net, x))
 
 @slow
 @torch.no_grad()
 @pytest.mark.parametrize('original,T,px', [(mvit_v1_b,16,224), (mvit_v2_s,16,224), (s3d,32,256), (swin3d_t,32,224), (swin3d_s,32,224), (swin3d_b,32,224)], indirect=['original'])
 def test_logits_of_large_clips(original, T, px):
     x = clips(T, (px,px), bs=1)
-    same(original.model(x), original.net(x.transpose(1,2)))
+    assert_near(original.model(x), original.net(x.transpose(1,2)))
 
 @pytest.mark.parametrize('size', [(14,14), (4,6), (20,31), (1,1)])
 def test_positions_are_resized_as_pictures(size):
     pos = torch.randn(1,196,5)
-    same(resize_positions(pos, size)[0], resized_by_pil(pos[0], size))
+    assert_near(resize_positions(pos, size)[0], resized_by_pil(pos[0], size))
 
 def steps_before_pooling(net, x):
     "Features B,t,F of torchvision's network, means over space"
@@ -340,13 +335,13 @@ def test_labels_of_each_frame_of_video_networks(original):
     steps,last = steps_before_pooling(net, x),last_layer(net)
     assert 1 < steps.shape[1] <= 16 and differ(steps[:,0], steps[:,1])
     want = [stretched(o, 16) for o in F.linear(steps, last.weight.flatten(1), last.bias)]
-    same(VideoModel(original.arch, 5, pretrained=original.fname, per_frame=True).eval()(x), torch.stack(want))
+    assert_near(VideoModel(original.arch, 5, pretrained=original.fname, per_frame=True).eval()(x), torch.stack(want))
 
 @torch.no_grad()
 def test_another_classifier_and_gray(original):
     "All but the classifier comes from the file, and the dropout is the network's own"
     x,gray = clips(5, n_in=1, bs=2),VideoModel(original.arch, 7, pretrained=original.fname, n_in=1).eval()
-    same(gray.encoder(x.transpose(1,2)), original.model.encoder(in_colours(x, dim=2).transpose(1,2)))
+    assert_near(gray.encoder(x.transpose(1,2)), original.model.encoder(in_colours(x, dim=2).transpose(1,2)))
     assert gray.head[0].p == {s3d: .2, mvit_v1_b: .5, mvit_v2_s: .5}.get(original.arch, 0)
     assert gray.head[1].weight.shape == (7,last_layer(original.net).weight.shape[1])
 
@@ -356,7 +351,7 @@ def test_channels_of_pretrained_video_networks(n_in, tmp_path):
     net,x = lively(mc3_18, num_classes=5),clips(5, n_in=n_in)
     torch.save(net.state_dict(), tmp_path/'net.pth')
     model = VideoModel(mc3_18, 5, pretrained=tmp_path/'net.pth', n_in=n_in, ps=.3).eval()
-    same(model(x), net(in_colours(x, dim=2).transpose(1,2)))
+    assert_near(model(x), net(in_colours(x, dim=2).transpose(1,2)))
     assert model.head[0].p == .3
 
 @torch.no_grad()
@@ -366,10 +361,10 @@ def test_conv3d_sees_what_moves():
     mean = sum(x.unbind(1))/8
     out = torch.stack([torch.cat([o, o-mean], 1) for o in x.unbind(1)], 2)
     for layer in model.encoder: out = layer(out)
-    same(model(x), F.linear(out.mean((2,3,4)), *model.head[-1].parameters()))
+    assert_near(model(x), F.linear(out.mean((2,3,4)), *model.head[-1].parameters()))
     steps = F.linear(labels.encoder(torch.stack([torch.cat([o, o-mean], 1) for o in x.unbind(1)], 2)).mean((3,4)).transpose(1,2), *labels.head[-1].parameters())
     assert steps.shape == (3,2,5)
-    same(labels(x), torch.stack([stretched(o, 8) for o in steps]))
+    assert_near(labels(x), torch.stack([stretched(o, 8) for o in steps]))
 
 
 # Weights from files
@@ -407,7 +402,7 @@ def source(request, tmp_path_factory):
 def test_features_are_the_originals(source, kind, n_in):
     x = clips(1, source.size, n_in)[:,0]
     feats = create_encoder(source.arch, str(getattr(source, kind)), n_in=n_in).eval()(x)
-    same(feats, before_classifier(source.net, in_colours(x)))
+    assert_near(feats, before_classifier(source.net, in_colours(x)))
     assert differ(feats[0], feats[1])
 
 @torch.no_grad()
@@ -416,7 +411,7 @@ def test_maps_are_the_originals(source):
     seen,x = [],clips(1, source.size)[:,0]
     with (source.net.layer4 if hasattr(source.net, 'layer4') else source.net.encoder).register_forward_hook(lambda m, args, out: seen.append(out)): source.net(x)
     maps, = seen
-    same(create_encoder(source.arch, source.pth, grid=0).eval()(x), maps if maps.ndim == 4 else maps[:,1:].transpose(1,2).unflatten(2, (4,4)))
+    assert_near(create_encoder(source.arch, source.pth, grid=0).eval()(x), maps if maps.ndim == 4 else maps[:,1:].transpose(1,2).unflatten(2, (4,4)))
 
 @torch.no_grad()
 @pytest.mark.parametrize('arch,size,n', [(small_vit,96,6), (small_vit,48,3), pytest.param(vit_b_16,80,5, marks=slow)])
@@ -427,7 +422,7 @@ def test_vit_of_other_sizes(arch, size, n, tmp_path):
     other.load_state_dict(state | {'encoder.pos_embedding': torch.cat([pos[:1], resized_by_pil(pos[1:], (n,n))])[None]})
     torch.save(state, tmp_path/'vit.pth')
     x = clips(1, (size,size))[:,0]
-    same(create_encoder(arch, tmp_path/'vit.pth').eval()(x), before_classifier(other, x))
+    assert_near(create_encoder(arch, tmp_path/'vit.pth').eval()(x), before_classifier(other, x))
 
 def refused(fname, make):
     "What the `ValueError` says; the file's name is in it"
@@ -520,7 +515,7 @@ def test_grid(grid):
     net,x = lively(tiny),clips(1, (32,64))[:,0]
     encoder,maps = create_encoder(net, grid=grid),net(x)
     parts = [part.mean((2,3)) for rows in maps.chunk(grid, 2) for part in rows.chunk(grid, 3)]
-    same(encoder(x), torch.stack(parts, 2).flatten(1))
+    assert_near(encoder(x), torch.stack(parts, 2).flatten(1))
     assert encoder.n_features == len(parts)*12
 
 @torch.no_grad()
@@ -530,7 +525,7 @@ def test_subtract_mean(model):
     moving,x = lively(ours(model, subtract_mean=True, **({} if model is ConvLSTMModel else dict(grid=2))), n_out=5),clips()
     mean,want = sum(x.unbind(1))/8,moving(x)
     moving.subtract_mean = False
-    same(want, moving(torch.stack([o-mean for o in x.unbind(1)], 1)))
+    assert_near(want, moving(torch.stack([o-mean for o in x.unbind(1)], 1)))
     assert differ(want, moving(x))
 
 def test_encoders_of_ones_own():
@@ -539,7 +534,7 @@ def test_encoders_of_ones_own():
     assert create_encoder(net, grid=0) is net and net.n_features == 12
     assert create_encoder(vectors) is vectors and vectors.n_features == 48
     x = clips(1)[:,0]
-    same(create_encoder(net).eval()(x), net(x).mean((2,3)))
+    assert_near(create_encoder(net).eval()(x), net(x).mean((2,3)))
     for make,said in ((lambda: create_encoder(tiny), 'pretrained=False'), (lambda: create_encoder(vectors, grid=0), 'maps'), (lambda: create_encoder(nn.Flatten(0)), r'\(\d+,\)')):
         with pytest.raises(ValueError, match=said): make()
 
@@ -593,7 +588,7 @@ def test_rates_reach_their_groups(make):
     splits(model)
     assert [len(o) for o in learn.opt.param_lists] == [len(o) for o in clip_splitter(model)]
     for (k,new),old in zip(model.named_parameters(), copy.parameters(), strict=True):
-        same(new.detach(), old.detach() - (1e-5 if k.startswith('encoder.') else 1e-3)*old.grad, tol=1e-12)
+        assert_near(new.detach(), old.detach() - (1e-5 if k.startswith('encoder.') else 1e-3)*old.grad, tol=1e-12)
 
 @learners
 def test_a_frozen_encoder_keeps_all_but_batchnorm(make):
@@ -730,7 +725,7 @@ def test_labels_of_frames_train(make):
     with torch.no_grad():
         logits = model(x)
         want = F.cross_entropy(logits.reshape(32, 3), y.flatten())
-    same(torch.tensor(learn.validate()), torch.stack([want, (logits.argmax(-1) == y).float().mean()]))
+    assert_near(torch.tensor(learn.validate()), torch.stack([want, (logits.argmax(-1) == y).float().mean()]))
     assert fitted(learn) == set(model.state_dict())
 
 
@@ -748,7 +743,7 @@ def test_compiled(machine):
     compiled = torch.compile(machine, backend='eager')
     x = clips(5)
     want = machine(x)
-    for clip in (x, as_batch(x)): same(compiled(clip), want, tol=1e-5)
+    for clip in (x, as_batch(x)): assert_near(compiled(clip), want, tol=1e-5)
 
 @torch.no_grad()
 @ran
@@ -759,7 +754,7 @@ def test_channels_last(machine):
         if not any(p.ndim == dim for p in machine.parameters()): continue
         model = deepcopy(machine).to(memory_format=form)
         assert any(p.is_contiguous(memory_format=form) and not p.is_contiguous() for p in model.parameters() if p.ndim == dim)
-        for clip in (x, as_batch(x)): same(model(clip), want)
+        for clip in (x, as_batch(x)): assert_near(model(clip), want)
 
 @ran
 def test_bfloat16(machine):
@@ -769,7 +764,7 @@ def test_bfloat16(machine):
         want = model(x)
         with torch.autocast('cpu', torch.bfloat16): out = model(x)
     assert out.isfinite().all()
-    same(out.float(), want, tol=.05)
+    assert_near(out.float(), want, tol=.05)
     opt,before = torch.optim.SGD(model.train().parameters(), lr=1e-2),deepcopy(model.state_dict())
     with torch.autocast('cpu', torch.bfloat16): loss = loss_of(model(x))
     loss.backward()

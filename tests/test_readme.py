@@ -42,7 +42,7 @@ def test_the_shell_lines(folder, capsys):
         code = main(shlex.split(line, comments=True)[1:])
         out = printed[line.split()[1]] = capsys.readouterr()
         assert code == 0, (line, out.err[-500:])
-    assert '24 of 24 videos are complete' in printed['check'].err
+    assert '24 of 24 videos are whole' in printed['check'].err
     assert '24 done' in printed['extract'].out
     assert len(list((folder/'my_videos-frames').rglob('*.jpg'))) == 720
     for name in ('index.html', 'scores.json', 'model/config.json', 'model/model.safetensors', 'model/README.md'):

@@ -3,8 +3,6 @@ import ast
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from functools import partial
 from xml.etree import ElementTree
 
@@ -19,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import VisionTransformer
 from torchvision.models.video import mc3_18
 
+from conftest import run_python
 from vidseq.data.block import VideoDataLoaders
 from vidseq.data.samplers import window_frames
-from vidseq.datasets.shapes import moving_shapes
 from vidseq.deploy.card import card_markdown, escape_markdown
 from vidseq.deploy.predict import predict_video
 from vidseq.deploy.saving import load_pretrained, save_pretrained
@@ -50,9 +48,7 @@ models = dict(
 
 
 @pytest.fixture(scope='module')
-def path(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')/'shapes'
-    return moving_shapes(folder, n_groups=3, n_clips=1, seconds=1, size=(64,48), n_workers=0)
+def path(make_shapes): return make_shapes((64,48))
 
 
 def loaders(path):
@@ -90,9 +86,7 @@ answers = json.loads(Path('answers.json').read_text())
 for name,want in answers.items():
     assert [list(o) for o in load_pretrained(name).predict_video('video.avi', k=6)] == want, name
 print(len(answers), 'models')'''
-    run = [sys.executable, '-W', 'ignore', '-c', code]
-    out = subprocess.run(run, cwd=folder, capture_output=True, text=True)
-    assert out.returncode == 0 and f'{len(models)} models' in out.stdout, out.stderr
+    assert f'{len(models)} models' in run_python('-W', 'ignore', '-c', code, cwd=folder)
 
 
 def test_weights_are_plain_safetensors(saved):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_videos import decode, write
 
-import vidseq
+from conftest import child_env, run_python
 from vidseq.video.extract import extract_videos
 from vidseq.video.frame_folder import frames_folder
 from vidseq.files import natural_key
@@ -239,10 +239,8 @@ def test_playlists_are_not_followed(videos, tmp_path, name, what):
 def fails_in_a_process(path, seconds=20):
     "Check in a new process with a time limit: FFmpeg waits forever for a live playlist, in C"
     code = 'import sys\nfrom vidseq.video.info import *\nfrom vidseq.video.decode import *\ntry: scan_video(sys.argv[1])\nexcept VideoError as e: print(e)'
-    out = subprocess.run([sys.executable, '-c', code, path], capture_output=True, text=True, check=True, timeout=seconds, env=env()).stdout
+    out = run_python('-c', code, path, timeout=seconds)
     assert path.name in out and ('not readable' in out or 'playlist' in out)
-
-def env(): return os.environ|dict(PYTHONPATH=os.pathsep.join(filter(None, [str(Path(vidseq.__file__).parent.parent), os.environ.get('PYTHONPATH')])))
 
 
 # Properties
@@ -310,7 +308,7 @@ def test_short_side(w, h, size):
 def fuzz(seed, start, stop, folder):
     "Read damaged videos in a new process and return its counts; a video that crashes, hangs or raises another error is the last one printed"
     folder.mkdir(exist_ok=True)
-    p = subprocess.run([sys.executable, Path(__file__).with_name('fuzz_videos.py'), *map(str, (seed, start, stop)), folder], capture_output=True, text=True, env=env())
+    p = subprocess.run([sys.executable, Path(__file__).with_name('fuzz_videos.py'), *map(str, (seed, start, stop)), folder], capture_output=True, text=True, env=child_env())
     assert p.returncode == 0, f'seed {seed}, video {p.stdout.splitlines()[-1]}:\n{p.stderr[-3000:]}'
     res = json.loads(p.stdout.splitlines()[-1])
     assert res['files'][0] == res['files'][1] and res['rss'][1] < 1000 and res['slowest'][0] < 10, res

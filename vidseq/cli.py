@@ -130,7 +130,7 @@ def _check_files(args):
     bad = report[report.reason != '']
     for row in bad.itertuples(): print(f'{row.status}\t{row.file}\t{row.reason}')
     if args.csv: report.to_csv(args.csv, index=False)
-    print(f'{len(report)-len(bad)} of {len(report)} videos are complete.', file=sys.stderr)
+    print(f'{len(report)-len(bad)} of {len(report)} videos are whole.', file=sys.stderr)
     return 1 if len(bad) else 0
 
 # %% ../nbs/90_cli.ipynb #350a4e50

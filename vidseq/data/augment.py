@@ -54,7 +54,7 @@ class ReverseClip(_TimeTransform):
 
 # %% ../../nbs/33_data.augment.ipynb #c70b52d3
 class SpeedJitter(_TimeTransform):
-    """With probability `p`, play a random part of a clip in slow motion, repeating frames
+    """Play a random part of a clip in slow motion with probability `p`, repeating frames
 
     For faster clips, give the sampler a range of steps: `partial(window_frames, step=(2,6))`.
     Raise `ValueError` if `low` is out of range."""
@@ -71,7 +71,7 @@ class SpeedJitter(_TimeTransform):
 
 # %% ../../nbs/33_data.augment.ipynb #c77b62c9
 class FrameDropout(_TimeTransform):
-    """With probability `p`, replace random frames by the frame before them
+    """Replace random frames by the frame before them with probability `p`
 
     The first frame is never replaced. Raise `ValueError` if `high` is out of range."""
     def __init__(self, high:float=0.3, # Largest fraction of frames to replace, from 0 to 1

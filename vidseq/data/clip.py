@@ -203,28 +203,23 @@ class ImageTupleTfm(RandTransform):
 
     def encodes(self, path:Path|str):
         "Read only the sampled frames; raise `VideoError` if there are none or they are damaged"
-        read = self._from_folder if os.path.isdir(path) else self._from_video
-        return ImageTuple(tuple(read(path)))
+        if os.path.isdir(path): return ImageTuple(self._from_folder(path))
+        info = cached_video_info(path)
+        size = self.size and min(self.size, info.width, info.height)
+        arrays = read_arrays(path, self.frame_numbers(path, info.frames, info.fps), size)
+        if self.img_cls is PILImage: return ImageTuple(Frame.from_array(o[...,:3]) for o in arrays)
+        mode = self.img_cls._open_args['mode']
+        return ImageTuple(self.img_cls(pil_image(o).convert(mode)) for o in arrays)
 
     def _from_folder(self, folder):
         names = frame_names(folder)
         if not names:
             fix = 'Extract the frames again, or skip the folder.'
             raise VideoError(folder, 'a folder without frames', fix)
-        idxs = self._sample(folder, len(names), self.fps)
+        idxs = self.frame_numbers(folder, len(names), self.fps)
         return [load_frame(f'{folder}/{names[i]}', self.size, self.img_cls) for i in idxs]
 
-    def _from_video(self, path):
-        info = cached_video_info(path)
-        size = self.size and min(self.size, info.width, info.height)
-        idxs = self._sample(path, info.frames, info.fps)
-        return [self._as_img_cls(o) for o in read_arrays(path, idxs, size)]
-
-    def _as_img_cls(self, arr):
-        if self.img_cls is PILImage: return Frame.from_array(arr[...,:3])
-        return self.img_cls(pil_image(arr).convert(self.img_cls._open_args['mode']))
-
-    def _sample(self, path, n_frames, fps):
+    def frame_numbers(self, path, n_frames, fps):
         "Return the frame numbers that the sampler chooses, checked for number and range"
         available = dict(fps=fps, view=self.view, n_views=self.n_views)
         kwargs = {k: available[k] for k in _accepted_kwargs(self.sampler) if k in available}

@@ -20,22 +20,19 @@ from torch.nn import functional as F
 from ..video.decode import scaled_size, VideoError
 
 # %% ../../nbs/31_data.frame.ipynb #3e90386d
-def _resize_array(arr, wh):
-    "Resize an H,W,3 uint8 array; equal to PIL's bilinear filter within 1, in a third of its time"
-    w,h = wh
-    if arr.shape[:2] == (h,w): return arr
-    img = torch.from_numpy(np.ascontiguousarray(arr))[None].permute(0,3,1,2) # H,W,C -> 1,C,H,W
-    img = F.interpolate(img, (h,w), mode='bilinear', antialias=True)
-    return img.permute(0,2,3,1)[0].numpy() # 1,C,H,W -> H,W,C
-
 class Frame(PILImage):
     "Hold an RGB image as an H,W,3 uint8 array until a method of PIL needs its pixels"
     _arr = None
 
     @classmethod
-    def from_array(cls, arr # H,W,3 uint8
-                  ): # `Frame` that shares memory with `arr`
-        "Create a frame from an array without a copy"
+    def from_array(cls, arr, # H,W,3 uint8
+                   wh=None, # Width and height to resize to; default: unchanged
+                  ): # `Frame` that shares memory with `arr` if it is not resized
+        "Create a frame from an array; resizing equals PIL's bilinear filter within 1, in a third of its time"
+        if wh is not None and tuple(wh) != arr.shape[1::-1]:
+            img = torch.from_numpy(np.ascontiguousarray(arr))[None].permute(0,3,1,2) # H,W,C -> 1,C,H,W
+            img = F.interpolate(img, tuple(wh)[::-1], mode='bilinear', antialias=True)
+            arr = img.permute(0,2,3,1)[0].numpy() # 1,C,H,W -> H,W,C
         frame = cls(Image.new('RGB', (0,0)))
         frame._size = arr.shape[1::-1]
         frame._arr = arr
@@ -63,7 +60,7 @@ class Frame(PILImage):
         x,y = ((self.width-w)//2,(self.height-h)//2) if tl is None else tl
         if not self._can_crop_array(x, y, w, h, resize_mode):
             return super().crop_pad(sz, tl, orig_sz, resize_mode=resize_mode, resize_to=resize_to, **kwargs)
-        return self.from_array(_resize_array(self._arr[y:y+h, x:x+w], resize_to or (w,h)))
+        return self.from_array(self._arr[y:y+h, x:x+w], resize_to)
 
 # %% ../../nbs/31_data.frame.ipynb #689aeb81
 @ToTensor
@@ -107,7 +104,7 @@ def _target_size(wh, size):
 
 def _load_rgb(fname, size):
     arr,wh = _decode_image(fname, size)
-    return Frame.from_array(_resize_array(arr, _target_size(wh, size)))
+    return Frame.from_array(arr, _target_size(wh, size))
 
 def _load_as(img_cls, fname, size):
     img = img_cls.create(fname)

@@ -89,6 +89,7 @@ def _data_facts(card):
 
 def _value_text(o):
     if isinstance(o, float): return f'{o:.4g}'
+    if isinstance(o, list): return ', '.join(map(_value_text, o))
     return o if isinstance(o, str) else json.dumps(o, ensure_ascii=False)
 
 def _table_section(title, column, data):

@@ -136,10 +136,6 @@ def _model_config(model, own):
     reason = config if isinstance(config, str) else f'{type(model).__name__}: not a model class of vidseq.'
     raise ValueError(f'{reason} Save with `own=True`, and give the model to `load_pretrained`.')
 
-def _settings(learn, own):
-    "Return the contents of `config.json` without card and digests"
-    return dict(format=_format, model=_model_config(learn.model, own), **_data_settings(learn.dls.valid))
-
 def _weights_bytes(model):
     return save({k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()})
 
@@ -161,8 +157,8 @@ def save_pretrained(learn:Learner, # Trained learner
 
     Raises `ValueError` before it writes if model, sampler, labels or transforms cannot be saved as data."""
     folder = Path(folder)
-    settings = _settings(learn, own) # first: it may raise, and scores take time
-    settings['card'] = model_card(learn, group) | (card or {})
+    settings = dict(format=_format, model=_model_config(learn.model, own), **_data_settings(learn.dls.valid))
+    settings['card'] = model_card(learn, group) | (card or {}) # last: scores take time
     weights = _weights_bytes(learn.model)
     config = _config_bytes(settings, weights)
     readme = card_markdown(settings, folder.absolute().name).encode()
@@ -192,24 +188,27 @@ def _parse_config(fname):
         raise ValueError(f'{fname}: not the settings of a model. {_hint}')
     return data
 
-def _read_config(fname):
-    "Return the contents of `config.json`, checked against its digest"
-    data = _parse_config(fname)
+def _check_config(fname, data):
+    "Raise `ValueError` unless `data` has the right keys and its own digest, which it loses"
     wrong = sorted(set(data) ^ _config_keys)
     if wrong: raise ValueError(f'{fname}: unknown or missing keys: {preview_list(wrong)}. Save it again.')
     if data.pop('settings_sha256') != _sha256(data):
         raise ValueError(f'{fname}: changed after `save_pretrained` wrote it. Download or save it again.')
-    return data
 
-def _read_tensors(fname, digest):
-    "Return the state dict in `fname`, checked against its digest"
-    if not fname.is_file(): raise ValueError(f'{fname}: no such file. Download or copy it into the folder.')
-    data = fname.read_bytes()
+def _parse_weights(fname, data, digest):
     if _sha256(data) != digest:
         raise ValueError(f'{fname}: not the weights that belong to {_config_file}: truncated, changed, or of '
                          'another model. Download or save both files again.')
     try: return load(data)
     except SafetensorError as e: raise ValueError(f'{fname}: not safetensors ({e}). Save it again.') from e
+
+def _read_files(folder):
+    "Return the contents of `config.json` and the state dict, both checked against their digests"
+    config = _parse_config(folder/_config_file)
+    _check_config(folder/_config_file, config)
+    fname = folder/_weights_file
+    if not fname.is_file(): raise ValueError(f'{fname}: no such file. Download or copy it into the folder.')
+    return config, _parse_weights(fname, fname.read_bytes(), config['weights_sha256'])
 
 # %% ../../nbs/70_deploy.saving.ipynb #009c5d82
 @contextmanager
@@ -235,9 +234,8 @@ def load_pretrained(folder:Path, # Folder that `save_pretrained` wrote, or a fil
 
     Runs no code from the files. Raises `ValueError` with the name of a file that is missing or changed."""
     folder = _model_folder(folder)
+    config,state = _read_files(folder)
     fname = folder/_config_file
-    config = _read_config(fname)
-    state = _read_tensors(folder/_weights_file, config['weights_sha256'])
     _check_own(fname, config['model'], model)
     with _config_errors(fname):
         if model is None: model = from_config(config['model'])()

@@ -91,7 +91,7 @@ def _timeline_table(predictions, size, rate, classes):
     rows = [(start/rate, (start+size)/rate, *probs) for start,probs in predictions]
     return pd.DataFrame(rows, columns=['start','end', *map(str, classes)])
 
-# %% ../../nbs/72_deploy.timeline.ipynb #80f26c5b
+# %% ../../nbs/72_deploy.timeline.ipynb #4c7e7098
 @learner_method
 def predict_timeline(learn:Learner, # Trained classifier
                      source, # Video file, folder of frames, or open PyAV container (camera, stream)
@@ -113,7 +113,7 @@ def predict_timeline(learn:Learner, # Trained classifier
     frames,n_frames = _limit_seconds(frames, n_frames, seconds, rate)
     size,step = _window_and_step(window, stride, rate, n_frames)
     frames = progress_bar(frames, total=ifnone(n_frames, 'noinfer'), leave=False)
-    windows = sliding_windows(frames, tfm._sample(source, size, rate), step)
+    windows = sliding_windows(frames, tfm.frame_numbers(source, size, rate), step)
     timeline = _timeline_table(_predict_windows(learn, windows, bs), size, rate, learn.dls.vocab)
     if timeline.empty:
         raise VideoError(source, f'ended before its first {window:g} seconds', 'Use a shorter `window`.')

@@ -24,16 +24,6 @@ from ..video.extract import FrameCache, print_problems
 from ..video.frame_folder import frame_files
 
 # %% ../../nbs/82_report.train_folder.ipynb #605a4683
-def _cache_frames(folder, videos, out, size):
-    "Extract `videos` to a folder in `out`; return those that can be read, and the cache"
-    key = f'{zlib.crc32(str(folder.resolve()).encode()):08x}' # other folders have other frames
-    cache = FrameCache.fill(out/f'frames-{key}', videos, size, root=folder)
-    print_problems(cache.report)
-    readable = [v for v,status in zip(videos, cache.report.status) if status != 'failed']
-    if not readable: raise ValueError(f'{folder}: none of its {len(videos)} videos can be read. '
-                                      'Check with a video player whether they play.')
-    return readable,cache
-
 def _frame_size(frames, size):
     "Return height and width with short side `size`, in the proportions of the first frame in `frames`"
     with Image.open(frame_files(frames)[0]) as im: w,h = im.size
@@ -61,7 +51,11 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
     "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
     folder,out = Path(folder),Path(out)
     clips,cache = get_clips(folder),None
-    if clips[0].is_file(): clips,cache = _cache_frames(folder, clips, out, size)
+    if clips[0].is_file():
+        key = f'{zlib.crc32(str(folder.resolve()).encode()):08x}' # other folders have other frames
+        cache = FrameCache.fill(out/f'frames-{key}', clips, size, root=folder)
+        print_problems(cache.report)
+        clips = cache.videos
     set_seed(seed)
     splitter = default_splitter(groups, valid_pct, seed, path=folder)
     frames = cache(clips[0]) if cache else clips[0]

@@ -8,7 +8,7 @@ __all__ = ['video_extensions', 'VideoError', 'write_video', 'get_videos', 'open_
 
 # %% ../../nbs/10_video.decode.ipynb #79578288
 import os
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -106,16 +106,6 @@ def _check_file(path):
     if _first_bytes(path).startswith((b'#EXTM3U', b'ffconcat')):
         raise VideoError(path, 'a playlist, which refers to other files', 'Give the path of one of them.')
 
-def _open_container(path):
-    "Open `path` as a local file, even if its name looks like an option or URL (`-x.avi`, `cam:1.avi`)"
-    _check_file(path)
-    # no network; FFmpeg refuses huge frames before it allocates them
-    options = dict(protocol_whitelist='file', max_pixels=str(max(max_pixels(), 2**26)))
-    try: return av.open(f'file:{path}', options=options, **_open_args)
-    except (av.FFmpegError, AttributeError) as e: # PyAV raises AttributeError if a header has no pixel format
-        found = f'not readable as a video ({error_text(e)})' if os.path.getsize(path) else 'an empty file'
-        raise VideoError(path, found) from e
-
 def _is_cover(stream): return stream.disposition & Disposition.attached_pic # of music files
 
 @contextmanager
@@ -123,7 +113,15 @@ def open_video(path:str|Path # Video file
               ):
     "Open `path` and yield its PyAV container and video stream; `VideoError` if it has no video stream"
     path = Path(path)
-    with _open_container(path) as container:
+    _check_file(path)
+    # local files only, even if a name looks like an option or URL (`-x.avi`, `cam:1.avi`);
+    # FFmpeg refuses huge frames before it allocates them
+    options = dict(protocol_whitelist='file', max_pixels=str(max(max_pixels(), 2**26)))
+    try: opened = av.open(f'file:{path}', options=options, **_open_args)
+    except (av.FFmpegError, AttributeError) as e: # PyAV raises AttributeError if a header has no pixel format
+        found = f'not readable as a video ({error_text(e)})' if os.path.getsize(path) else 'an empty file'
+        raise VideoError(path, found) from e
+    with opened as container:
         stream = first(o for o in container.streams.video if not _is_cover(o))
         if stream is None or stream.codec_context is None:
             raise VideoError(path, 'no video stream that can be decoded (audio only?)', 'Remove the file.')
@@ -139,7 +137,7 @@ def scaled_size(w, h, size):
     long = max(2*round(max(w,h)*size/min(w,h)/2), size)
     return (size, long) if w < h else (long, size)
 
-# %% ../../nbs/10_video.decode.ipynb #f19c8c9c
+# %% ../../nbs/10_video.decode.ipynb #36d26256
 class FrameConverter:
     "Convert decoded frames of a video to upright arrays (H,W,channels uint8) in the size of the first"
     def __init__(self, path, # Video file, for error messages
@@ -152,21 +150,19 @@ class FrameConverter:
         self.interpolation = Interpolation.BILINEAR if size else None
 
     def __call__(self, frame):
-        return np.ascontiguousarray(np.rot90(self._reformat(frame).to_ndarray(), self.quarter_turns(frame)))
+        w,h = self.wh = self.wh or scaled_size(frame.width, frame.height, self.size)
+        how = dict(interpolation=self.interpolation, threads=1) # threads can hang a forked process
+        try: scaled = self.reformatter.reformat(frame, w, h, self.format, **how)
+        except av.FFmpegError as e:
+            source = f'{frame.width}x{frame.height} {frame.format.name}'
+            raise VideoError(self.path, f'frames of {source} cannot be scaled to {w}x{h} ({error_text(e)})',
+                             'Give another `size`.') from None
+        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), self.quarter_turns(frame)))
 
     @staticmethod
     def quarter_turns(frame):
         "Return the number of counter-clockwise quarter turns (0 to 3) that make `frame` upright"
         return round(frame.rotation/90)%4
-
-    def _reformat(self, frame):
-        w,h = self.wh = self.wh or scaled_size(frame.width, frame.height, self.size)
-        how = dict(interpolation=self.interpolation, threads=1) # threads can hang a forked process
-        try: return self.reformatter.reformat(frame, w, h, self.format, **how)
-        except av.FFmpegError as e:
-            source = f'{frame.width}x{frame.height} {frame.format.name}'
-            raise VideoError(self.path, f'frames of {source} cannot be scaled to {w}x{h} ({error_text(e)})',
-                             'Give another `size`.') from None
 
 # %% ../../nbs/10_video.decode.ipynb #c5be77b5
 def pil_image(arr):
@@ -174,7 +170,7 @@ def pil_image(arr):
     mode = 'RGBX' if arr.shape[2] == 4 else 'RGB'
     return Image.frombytes('RGB', arr.shape[1::-1], np.ascontiguousarray(arr), 'raw', mode, 0, 1)
 
-# %% ../../nbs/10_video.decode.ipynb #9b008e88
+# %% ../../nbs/10_video.decode.ipynb #6d6b88bf
 def iter_frames(path, frames):
     "Yield the decoded `frames` of `path`; `VideoError` if decoding fails or a frame is too large"
     try:
@@ -183,17 +179,13 @@ def iter_frames(path, frames):
             yield frame
     except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
 
-def _decoded_frames(path):
-    "Yield the decoded frames of the file `path`; closing the generator closes the file"
-    with open_video(path) as (container, stream): yield from iter_frames(path, container.decode(stream))
-
 # %% ../../nbs/10_video.decode.ipynb #857fc647
 def extract_frames(video_path:str|Path # Video file
                   ): # Generator of upright RGB `PIL.Image`s
     "Yield all frames of a video as PIL images, in display order; `VideoError` if decoding fails"
     to_rgb = FrameConverter(video_path)
-    with closing(_decoded_frames(video_path)) as frames:
-        for frame in frames: yield pil_image(to_rgb(frame))
+    with open_video(video_path) as (container, stream):
+        for frame in iter_frames(video_path, container.decode(stream)): yield pil_image(to_rgb(frame))
 
 # %% ../../nbs/10_video.decode.ipynb #0faf4480
 def read_arrays(path, idxs, size=None):
@@ -204,7 +196,8 @@ def read_arrays(path, idxs, size=None):
     wanted,last = set(idxs),max(idxs)
     to_rgb = FrameConverter(path, size, 'rgba' if size else 'rgb24')
     arrays,n = {},0
-    with closing(_decoded_frames(path)) as frames:
+    with open_video(path) as (container, stream):
+        frames = iter_frames(path, container.decode(stream))
         for n,frame in enumerate(islice(frames, last+1), 1):
             if n == 1 or n-1 in wanted: arrays[n-1] = to_rgb(frame) # the first frame sets the size of all
     if n <= last:
@@ -224,13 +217,16 @@ def read_frames(path:str|Path, # Video file
 # %% ../../nbs/10_video.decode.ipynb #bba965d2
 def _to_rgb_array(to_rgb, frame): return np.ascontiguousarray(to_rgb(frame)[...,:3]) # H,W,4 -> H,W,3
 
+def _converters(name, frames, size):
+    "Yield a function for each of the decoded `frames` that converts it"
+    to_rgb = FrameConverter(name, size, 'rgba' if size else 'rgb24')
+    for frame in iter_frames(name, frames): yield partial(_to_rgb_array, to_rgb, frame)
+
 def stream_frames(source, # Video file, or an open PyAV container: a camera or a network stream
                   size:int=None, # Scale the short side to `size` pixels
                  ): # Generator of functions that return an upright H,W,3 uint8 array
     "Yield for each frame of `source`, in display order, a function that converts it; no frame is stored"
-    is_file = isinstance(source, (str,Path))
-    name = source if is_file else source.name
-    to_rgb = FrameConverter(name, size, 'rgba' if size else 'rgb24')
-    decoded = _decoded_frames(source) if is_file else iter_frames(name, source.decode(video=0))
-    with closing(decoded) as frames:
-        for frame in frames: yield partial(_to_rgb_array, to_rgb, frame)
+    if isinstance(source, (str,Path)):
+        with open_video(source) as (container, stream):
+            yield from _converters(source, container.decode(stream), size)
+    else: yield from _converters(source.name, source.decode(video=0), size)

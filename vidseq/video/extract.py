@@ -219,6 +219,11 @@ class FrameCache:
         self.folder,self.root = Path(folder),Path(root)
         self.report = report
 
+    @property
+    def videos(self):
+        "Return the videos of `report` that have frames"
+        return L(self.report.file[self.report.status != 'failed'].tolist()).map(Path)
+
     def __call__(self, path):
         "Return the folder with the frames of the video `path`, or `path` itself if they were not extracted"
         try: frames = frames_folder(path, self.folder, self.root)
@@ -232,10 +237,12 @@ class FrameCache:
              root:Path=None, # Folder that contains all the videos; default the innermost one
              **kwargs # Arguments of `extract_videos`
             )->'FrameCache': # Cache with the table of `extract_videos` as `report`
-        "Extract the videos that are not yet in `folder`; raise `ValueError` if `paths` has no video"
+        "Extract the videos that are not yet in `folder`; raise `ValueError` if no video can be read"
         videos = [o for o in paths if o.is_file()]
         if not videos:
             raise ValueError(f'paths: no video among {preview_list(paths)}. Give video files.')
         folder = Path(folder)/f'{size or "full"}'
         if root is None: root = os.path.commonpath([o.absolute().parent for o in videos])
-        return cls(folder, root, extract_videos(videos, folder, root, size=size, **kwargs))
+        cache = cls(folder, root, extract_videos(videos, folder, root, size=size, **kwargs))
+        if cache.videos: return cache
+        raise ValueError(f'{root}: none of its {len(videos)} videos can be read. Check that they play.')
