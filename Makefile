@@ -1,4 +1,4 @@
-# The README's two commands are `make demo` and `make test`. Each makes .venv if there is none.
+# The README's two commands are `make demo` and `make test`. Each creates .venv if it is missing.
 PYTHON ?= python3
 VENV   ?= .venv
 ifeq ($(OS),Windows_NT)
@@ -8,28 +8,38 @@ BIN := $(VENV)/bin
 endif
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 NBS := $(wildcard nbs/*.ipynb nbs/tutorials/*.ipynb)
-# Tutorials that take a minute or more each run with what is slow
+# Tutorials that take a minute or more run with the slow tests
 LONG := ^[_.]|^(your_videos|honest_scores|image_to_video|speed_memory|ship_it)
+# The inner loop: notebooks and tests of a few seconds each
+QUICK_NBS := ^(00|1[0-2]|30|34|40|41|42)_
+QUICK_TESTS := tests/test_house.py tests/test_samplers.py tests/test_seeds.py tests/test_tutorials.py
+# One thread per process, one process per core
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: demo test slow bench docs prep save dist hooks clean
+.PHONY: demo quick test slow bench docs prep save dist hooks clean
 
-demo: $(VENV)/installed ## videos to a trained model, with pictures: vidseq-demo/index.html
+demo: $(VENV)/installed ## generate videos, train four models, write vidseq-demo/index.html
 	$(BIN)/vidseq demo
 
-test: $(VENV)/installed-dev ## everything that must hold: lint, every notebook, tests/
+quick: $(VENV)/installed-dev ## the inner loop, about a minute: lint, and the fast notebooks and tests
+	$(BIN)/ruff check .
+	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --file-re '$(QUICK_NBS)'
+	$(PYTEST) -m "not slow" $(QUICK_TESTS)
+
+test: $(VENV)/installed-dev ## everything that must pass: lint, every notebook, tests/
 	$(BIN)/ruff check .
 	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --timing --skip-file-re '$(LONG)'
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
-slow: $(VENV)/installed-docs ## what takes minutes
+slow: $(VENV)/installed-docs ## the tests that take minutes
 	$(RUN) nbdev-test --n-workers 1 --flags slow --timing
 	$(BIN)/python -m pytest -q -m slow
 
-docs: $(VENV)/installed-docs ## the documentation as a site, _docs/index.html: runs every notebook; with SAVED=1 shows what they saved
+docs: $(VENV)/installed-docs ## the documentation site, _docs/index.html: runs every notebook; SAVED=1 shows the saved outputs
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python docs/build.py $(if $(SAVED),--saved)
 
-bench: $(VENV)/installed-dev ## what benchmarks/ measures, tables into its README.md: make bench DIR=videos BASELINE=tutorials.py
+bench: $(VENV)/installed-dev ## run benchmarks/ and write its tables: make bench DIR=videos BASELINE=tutorials.py
 	$(BIN)/python benchmarks/imports.py --save
 	$(BIN)/python benchmarks/extract.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
 	$(BIN)/python benchmarks/load.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
@@ -37,13 +47,13 @@ bench: $(VENV)/installed-dev ## what benchmarks/ measures, tables into its READM
 	$(BIN)/python benchmarks/timesformer.py --save
 	$(if $(DIR),$(BIN)/python benchmarks/accuracy.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save)
 
-prep: $(VENV)/installed-dev ## what a commit needs: modules from notebooks, clean notebooks, README
+prep: $(VENV)/installed-dev ## prepare a commit: modules from notebooks, clean notebooks, README
 	$(RUN) nbdev-export
 	$(RUN) nbdev-clean
 	$(BIN)/python tests/make_readme.py
 	$(BIN)/ruff check .
 
-save: $(VENV)/installed-dev ## run the notebooks in a fresh kernel and keep their outputs
+save: $(VENV)/installed-dev ## run the notebooks in a fresh kernel and save their outputs
 	PYTHONWARNINGS=ignore $(RUN) jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $(NBS)
 	$(RUN) nbdev-clean
 
@@ -60,7 +70,7 @@ $(VENV)/python-made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# A stamp says what is installed; newer metadata makes it again.
+# Each stamp records an installation; newer metadata repeats it.
 $(VENV)/installed: $(VENV)/python-made $(METADATA)
 	@echo "Installing vidseq into $(VENV): PyTorch is large, the first time takes minutes ..."
 	$(BIN)/python -m pip install -q -e .

@@ -105,7 +105,7 @@ class Site:
         for entry in (o for p in self.pages for o in p.all_names()):
             owner,_,last = entry.name.rpartition('.')
             if owner or hasattr(star, entry.name): yield entry.name,entry.name
-            if owner and '_' in last: yield last,entry.name # a method whose name says whose it is
+            if owner and '_' in last: yield last,entry.name # specific enough without its class
             if owner == 'Learner': yield f'learn.{last}',entry.name
             if entry.is_learner_method: yield f'learn.{entry.name}',entry.name
 

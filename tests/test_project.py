@@ -110,7 +110,7 @@ def test_packages(tmp_path):
     assert 'Apache License' in meta['LICENSE']
     for line in ('Name: vidseq', f'Version: {settings["version"]}', f'Requires-Python: >={settings["min_python"]}', 'Author: vidseq contributors'): assert line in meta['METADATA']
     required = {re.match('[A-Za-z0-9_-]+', o)[0] for o in re.findall('^Requires-Dist: (.*)$', meta['METADATA'], re.M) if 'extra' not in o}
-    assert required == {'fastai', 'fastcore', 'torch', 'torchvision', 'av', 'simplejpeg', 'rarfile', 'timesformer-pytorch', 'safetensors', 'filelock'}
+    assert required == {'fastai', 'fastcore', 'torch', 'torchvision', 'av', 'simplejpeg', 'rarfile', 'timesformer-pytorch', 'safetensors', 'pyyaml', 'filelock'}
     assert not [n for n in names if 'nbs' in n or 'test' in n]
     packed = tarfile.open(sdist).getnames()
     assert any(n.endswith('settings.ini') for n in packed) and not [n for n in packed if '/nbs' in n or '/tests' in n]

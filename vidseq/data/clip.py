@@ -130,10 +130,13 @@ class ImageTuple(fastuple):
         return to_xml(Figure(img, caption, style='margin:0'), indent=False)
 
 # %% ../../nbs/32_data.clip.ipynb #b6d72413
+# fastai's transforms draw from NumPy's global generator
+_get_numpy_state,_set_numpy_state = np.random.get_state,np.random.set_state
+
 def rng_states(device=None # Include the state of this device if it is a CUDA device
               )->dict: # Python values and tensors, which `torch.load(…, weights_only=True)` accepts
     "Return the random states of Python, NumPy and torch"
-    name,keys,*rest = np.random.get_state()
+    name,keys,*rest = _get_numpy_state()
     states = dict(python=random.getstate(), numpy=(name, torch.from_numpy(keys.view(np.int32)), *rest),
                   torch=torch.get_rng_state())
     if device is not None and torch.device(device).type == 'cuda':
@@ -145,7 +148,7 @@ def set_rng_states(states:dict # Result of `rng_states`
     "Set the random states of Python, NumPy and torch, and of the CUDA device if `states` has one"
     name,keys,*rest = states['numpy']
     random.setstate(states['python'])
-    np.random.set_state((name, keys.numpy().view(np.uint32), *rest))
+    _set_numpy_state((name, keys.numpy().view(np.uint32), *rest))
     torch.set_rng_state(states['torch'])
     if 'cuda' in states:
         device,state = states['cuda']
