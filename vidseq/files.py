@@ -43,11 +43,11 @@ def ls_sorted(self:Path):
 
 # %% ../nbs/00_files.ipynb #e9ab1379
 def _is_loop(path, walked):
-    "Return whether `path` is a link to one of the folders `walked`"
+    "Return whether `path` is a link to one of the folders in `walked`"
     return os.path.islink(path) and os.path.realpath(path) in walked
 
 def walk_folders(path):
-    "Yield like `os.walk`, but skip hidden folders and follow links, except those to a folder above"
+    "Walk `path` like `os.walk`, but skip hidden folders and follow links, except to folders already visited"
     walked = set()
     for folder,subs,names in os.walk(path, followlinks=True):
         walked.add(os.path.realpath(folder))
@@ -57,14 +57,14 @@ def walk_folders(path):
 
 # %% ../nbs/00_files.ipynb #11dccbee
 def preview_list(items):
-    "Return the first three of `items` as text for a message"
+    "Return the first three of `items` as a comma-separated string for a message"
     return f'{", ".join(map(str, items[:3]))}{", …" if len(items) > 3 else ""}'
 
 # %% ../nbs/00_files.ipynb #a3cc7276
 _day = 24*60*60 # seconds
 
 def _lock_folder(folder):
-    "Lock `folder` and return its handle (None without file locks); `BlockingIOError` if it is already locked"
+    "Lock `folder`, or raise `BlockingIOError`; return its file descriptor, None without file locks"
     if fcntl is None: return None
     handle = os.open(folder, os.O_RDONLY)
     try: fcntl.flock(handle, fcntl.LOCK_EX|fcntl.LOCK_NB)
@@ -75,12 +75,13 @@ def _lock_folder(folder):
     return handle
 
 def _find_parts(folder):
+    "Return the paths of the hidden folders in `folder` that `atomic_folder` made"
     with os.scandir(folder) as entries:
         return [o.path for o in entries if o.name.startswith('.vidseq-') and o.name.endswith('.part')]
 
-def remove_leftovers(folder:Path # Parent of the folders that are filled
+def remove_leftovers(folder:Path # Folder in which `atomic_folder` creates folders
                     ):
-    "Remove the hidden folders of interrupted runs in `folder`; without file locks, those older than a day"
+    "Remove the hidden folders of interrupted runs in `folder`; without locks, only those older than a day"
     for part in _find_parts(folder):
         try:
             handle = _lock_folder(part)
@@ -93,7 +94,7 @@ def remove_leftovers(folder:Path # Parent of the folders that are filled
 def _part_path(parent): return parent/f'.vidseq-{uuid.uuid4().hex[:12]}.part'
 
 def _make_locked_part(parent):
-    "Make a hidden folder in `parent`; return its path and its lock"
+    "Create a hidden folder in `parent`; return its path and its lock"
     while True:
         part = _part_path(parent)
         part.mkdir()
@@ -104,7 +105,7 @@ def _make_locked_part(parent):
         except (BlockingIOError, FileNotFoundError): pass # removed as a leftover: try again
 
 def _rename_part(part, dest, replace):
-    "Rename `part` to `dest`; an existing `dest` is removed if `replace`, else it stays"
+    "Rename `part` to `dest`; replace an existing `dest` if `replace` is True, otherwise keep it"
     if replace and dest.exists():
         old = _part_path(dest.parent)
         with suppress(FileNotFoundError): dest.rename(old) # another process may replace it at the same time
@@ -114,7 +115,7 @@ def _rename_part(part, dest, replace):
         if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not dest.is_dir(): raise
 
 @contextmanager
-def atomic_folder(dest:Path, # Folder to make
+def atomic_folder(dest:Path, # Folder to create
                   replace:bool=False, # Replace an existing folder
                  ):
     "Yield a hidden folder to fill, and rename it to `dest` on success; remove it on error"
@@ -144,13 +145,13 @@ def atomic_file(path:Path # File to write
 
 # %% ../nbs/00_files.ipynb #44446464
 @contextmanager
-def process_lock(folder:Path # Folder of the results, which will contain the lock file; created if needed
+def process_lock(folder:Path # Folder for the results and the lock file; created if needed
                 ):
     "Run the block in one process of a distributed launch at a time"
     if int(os.environ.get('WORLD_SIZE', 1)) < 2: yield
     else:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with FileLock(Path(folder)/'.vidseq.lock', is_singleton=True): yield # singleton: blocks can be nested
+        with FileLock(Path(folder)/'.vidseq.lock', is_singleton=True): yield # blocks can be nested
 
 # %% ../nbs/00_files.ipynb #ae2941b7
 def _iter_results(futures, cancel):
@@ -191,21 +192,21 @@ def _run_in_processes(f, items, n_workers, crashed):
                 del todo[i]
                 yield i, res
         except BrokenProcessPool:
-            for i in list(todo)[:2*n_workers+1]: # a pool has at most this many items in progress
+            for i in list(todo)[:2*n_workers+1]: # a pool processes at most this many items at once
                 del todo[i]
                 yield i, _run_in_new_process(f, items[i], crashed)
 
 def _raise_crashed(item):
-    raise RuntimeError(f'{item}: the process that worked on it died twice. '
+    raise RuntimeError(f'{item}: the worker process died twice. '
                        'It may have run out of memory: use fewer workers (n_workers).')
 
-def parallel_map(f, # Function of one item that other processes can import
+def parallel_map(f, # Picklable function of one item
                  items, # Arguments of `f`
-                 executor:Executor=None, # Where to run; default: `n_workers` processes of this machine
+                 executor:Executor=None, # Executor to use; default: `n_workers` local processes
                  n_workers:int=None, # Number of processes; default: all cores; 0: run in this process
-                 crashed=_raise_crashed, # Called with an item whose process died twice; returns its result
+                 crashed=_raise_crashed, # Function of an item whose process died twice; returns its result
                 )->L: # Results in the order of `items`
-    "Call `f` on each of `items` in parallel, with a progress bar"
+    "Apply `f` to each of `items` in parallel, with a progress bar; an exception cancels the rest"
     items = list(items)
     if executor is not None: done = _run_on_executor(f, items, executor)
     elif n_workers == 0: done = ((i,f(o)) for i,o in enumerate(items))

@@ -14,7 +14,7 @@ from .clip import ImageTuple
 
 # %% ../../nbs/33_data.augment.ipynb #9c671e6e
 @delegates(aug_transforms)
-def aug_clips(flip:bool=False, # Horizontal flip with p=0.5, unless left and right distinguish classes
+def aug_clips(flip:bool=False, # Horizontal flip with p=0.5; leave off if left and right distinguish classes
               max_rotate=5., min_zoom=.9, max_zoom=1.15, max_warp=0., max_lighting=.3, p_affine=.9,
               **kwargs
              )->list: # Transforms for `batch_tfms`
@@ -24,7 +24,7 @@ def aug_clips(flip:bool=False, # Horizontal flip with p=0.5, unless left and rig
 
 # %% ../../nbs/33_data.augment.ipynb #4ad2bf0f
 class OncePerClip(RandTransform):
-    """Apply any random function of an image with the same draw to all frames of a clip
+    """Apply a random function of an image to all frames of a clip, with the same random draw
 
     Item transforms with an order below 1 get images before they are resized.
     Batch transforms with an order from 11 to 98 get float tensors from 0 to 1."""
@@ -39,8 +39,8 @@ class OncePerClip(RandTransform):
 
 # %% ../../nbs/33_data.augment.ipynb #8ed55fa5
 class _TimeTransform(RandTransform):
-    "Reorder the frames of a clip in training, by the indices that `_frame_order` returns"
-    order = -1 # before other transforms, so that they skip dropped frames
+    "Reorder the frames of a clip in training, with the indices that `_frame_order` returns"
+    order = -1 # before other transforms, so that these do not process dropped frames
     def _do_call(self, nm, x, *args, **kwargs):
         if isinstance(x, ImageTuple): return type(x)(x[i] for i in self._frame_order(len(x)))
         return type(x)(self._do_call(nm, o) for o in x) if isinstance(x, tuple) else x
@@ -71,7 +71,7 @@ class SpeedJitter(_TimeTransform):
 
 # %% ../../nbs/33_data.augment.ipynb #c77b62c9
 class FrameDropout(_TimeTransform):
-    """Replace random frames by the frame before them with probability `p`
+    """Replace random frames with the frame before them, with probability `p`
 
     The first frame is never replaced. Raise `ValueError` if `high` is out of range."""
     def __init__(self, high:float=0.3, # Largest fraction of frames to replace, from 0 to 1

@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from .clip import ImageTupleTfm
 from .loader import ClipDL, get_clips
 from .samplers import spread_frames
-from .show import show_batch as show_batch # importing it registers how fastai shows clips
+from .show import show_batch as show_batch # the import makes fastai show clips as strips
 from .splits import ListSplitter, as_list, default_splitter
 from ..datasets.ucf101 import ucf101, ucf101_splits
 from ..files import preview_list
@@ -24,8 +24,8 @@ from ..video.frame_folder import frame_names
 
 # %% ../../nbs/37_data.block.ipynb #52789f3a
 def ClipBlock(seq_len:int=16, # Frames in a clip
-              sampler=spread_frames, # Which frames, for example `window_frames`
-              size:int=None, # Read frames scaled down to this short side, which is faster
+              sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
+              size:int=None, # Scale frames down to this short side when reading them, which is faster
               fps:float=None, # Frame rate of folders of frames, for samplers that use seconds
               img_cls=PILImage, # `PILImageBW` for gray frames
              ):
@@ -80,7 +80,7 @@ def _has_classes(y_block): return any(isinstance(o, Categorize) for o in L(y_blo
 def _check_train_classes(lost, n_classes, missing_ok):
     "Raise `ValueError` if classes have no training clip; with `missing_ok`, print them instead"
     if not lost: return
-    found = f'No clip to train on for {preview_list(lost)}'
+    found = f'No training clips for {preview_list(lost)}'
     if not missing_ok:
         raise ValueError(f'{found}: all are in the validation set. Give another `splitter`, `seed` or '
                          '`group`, add clips, or pass `missing_ok=True`.')
@@ -94,7 +94,7 @@ def _check_classes(labels, splits, missing_ok):
                          'Give clips of at least two classes, with a folder for each class.')
     train,valid = ({l for i in split for l in as_list(labels[i])} for split in splits[:2])
     _check_train_classes(sorted(map(str, valid-train)), len(classes), missing_ok)
-    if valid and train-valid: print(f'No clip to validate for {preview_list(sorted(map(str, train-valid)))}.')
+    if valid and train-valid: print(f'No validation clips for {preview_list(sorted(map(str, train-valid)))}.')
 
 def _split_clips(splitter, paths, labels, has_classes, missing_ok):
     "Split the clips and check the result"
@@ -125,8 +125,8 @@ def _read_from_cache(cache, paths, size, get_x):
 
 def _check_batch_size(dls):
     if len(dls.train): return
-    raise ValueError(f'bs={dls.train.bs} is larger than the {len(dls.train_ds)} clips to train on. '
-                     'Give a smaller `bs`, since training uses full batches only.')
+    raise ValueError(f'bs={dls.train.bs} is larger than the {len(dls.train_ds)} training clips. '
+                     'Give a smaller `bs`: training uses full batches only.')
 
 @delegates(DataLoaders.from_dblock, but=['dblock','source'])
 def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
@@ -137,7 +137,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 splitter=None, # Splitter of the paths, instead of `default_splitter`
                 seq_len:int=16, # Frames in a clip
                 image_size:int|tuple=112, # Size of the crop: random in training, else center crop
-                sampler=spread_frames, # Which frames, for example `window_frames`
+                sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
                 fps:float=None, # Frame rate of folders of frames and of a `cache`
                 item_tfms=None, # Item transforms, instead of `Resize(image_size)`
                 batch_tfms=None, # Batch transforms, for example `aug_transforms()`
@@ -145,10 +145,10 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 y_block=None, # Block of the labels; by default inferred from them
                 vocab:list=None, # Classes in order; by default all labels, sorted
                 img_cls=PILImage, # `PILImageBW` for gray frames
-                missing_ok:bool=False, # Allow classes without training clips, for a part of a data set
+                missing_ok:bool=False, # Allow classes without training clips, for a subset of a data set
                 cache:Path=None, # Folder to extract frames to and load them from, or a `FrameCache`
                 **kwargs):
-    "Create `DataLoaders` from `items`; `paths` and `labels` are what `get_x` and `get_y` return for them"
+    "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"
     paths = L(paths)
     _check_clips(paths, path)
     y_block = _label_block(y_block, labels, vocab, missing_ok)
@@ -283,7 +283,7 @@ def get_action_dataloaders(files, # Paths of folders of frames or videos, in cla
                            bs=8, # Clips in a batch
                            image_size=64, # Size in pixels, or (height, width)
                            seq_len=20, # Frames in a clip
-                           val_idxs=None, # Indices of the validation clips; by default as `default_splitter`
+                           val_idxs=None, # Indices of the validation clips; default: `default_splitter`
                            **kwargs):
     "Create `DataLoaders` from folders of frames or videos; the clips at `val_idxs` are for validation"
     if val_idxs is not None: kwargs['splitter'] = IndexSplitter(val_idxs)

@@ -44,10 +44,10 @@ def _resize_short_side(img, size):
     scale = size/min(img.size)
     return img.resize([max(round(side*scale), 1) for side in img.size], BILINEAR)
 
-def _save_animation(clip, to, kind, fps, size):
+def _save_animation(clip, file, kind, fps, size):
     imgs = [to_image(o) for o in _to_unit_range(clip)]
     if size: imgs = [_resize_short_side(o, size) for o in imgs]
-    imgs[0].save(to, format=kind, save_all=True, append_images=imgs[1:], duration=round(1000/fps), loop=0)
+    imgs[0].save(file, format=kind, save_all=True, append_images=imgs[1:], duration=round(1000/fps), loop=0)
 
 def _animation_url(clip, fps, size):
     "Return an animation of the clip as a data URL: WebP if Pillow supports it, otherwise GIF"
@@ -121,7 +121,7 @@ class ImageTuple(fastuple):
         return fname
 
     def _repr_html_(self, fps=8, size=112, max_frames=32):
-        "Return an HTML figure that plays the clip; None for a batch, which `dls.show_batch` shows"
+        "Return an HTML figure with an animation of the clip; None for a batch, shown by `dls.show_batch`"
         if not len(self) or isinstance(self[0], Tensor) and self[0].ndim != 3: return None
         stride = -(-len(self)//max_frames)
         img = Img(alt='a clip, playing', src=_animation_url(self[::stride], fps, size))
@@ -186,13 +186,13 @@ class ImageTupleTfm(RandTransform):
     "Read `seq_len` frames, chosen by `sampler`, from a folder of frames or a video; return an `ImageTuple`"
     split_idx = None # for training and validation
     train = False
-    input_types = Path,str # fastai accepts these as items of a test set, whatever the training items are
+    input_types = Path,str # types that fastai accepts in a test set, even if training items have others
     def __init__(self,
                  seq_len:int=20, # Number of frames in a clip
                  sampler=spread_frames, # Function that chooses frame numbers, see `vidseq.data.samplers`
                  size:int=None, # Scale the short side of the frames down to this many pixels
                  fps:float=None, # Frame rate of a folder of frames, for samplers with `seconds`
-                 view:int=0, # Index of the view of the video, outside of training
+                 view:int=0, # Index of the view of the video in validation
                  n_views:int=1, # Number of views
                  img_cls=PILImage, # Class of the frames, e.g. `PILImageBW` for gray frames
                 ):
@@ -223,7 +223,7 @@ class ImageTupleTfm(RandTransform):
         return [load_frame(f'{folder}/{names[i]}', self.size, self.img_cls) for i in idxs]
 
     def frame_numbers(self, path, n_frames, fps):
-        "Return the frame numbers that the sampler chooses, checked for number and range"
+        "Return the frame numbers that the sampler chooses; raise `ValueError` if they are invalid"
         available = dict(fps=fps, view=self.view, n_views=self.n_views)
         kwargs = {k: available[k] for k in _accepted_kwargs(self.sampler) if k in available}
         try: idxs = list(self.sampler(n_frames, self.seq_len, self.train, **kwargs))

@@ -28,7 +28,7 @@ class Frame(PILImage):
     def from_array(cls, arr, # H,W,3 uint8
                    wh=None, # Width and height to resize to; default: unchanged
                   ): # `Frame` that shares memory with `arr` if it is not resized
-        "Create a frame from an array; resizing equals PIL's bilinear filter within 1, in a third of its time"
+        "Create a frame from an array; resizing equals PIL's bilinear filter within 1, in a third of the time"
         if wh is not None and tuple(wh) != arr.shape[1::-1]:
             img = torch.from_numpy(np.ascontiguousarray(arr))[None].permute(0,3,1,2) # H,W,C -> 1,C,H,W
             img = F.interpolate(img, tuple(wh)[::-1], mode='bilinear', antialias=True)
@@ -77,12 +77,12 @@ def _read_bytes(fname):
     finally: os.close(handle)
 
 def _jpg_divisor(h, w, size):
-    "Return 8, 4, 2 or 1: the scale at which the short side still has `size` pixels"
+    "Return the largest of 8, 4, 2 and 1 by which the short side can be divided and has `size` pixels"
     if not size: return 1
     return next((k for k in (8,4,2) if min(h,w) >= k*size), 1) # libjpeg-turbo is slower at other scales
 
 def _decode_jpg(fname, size):
-    "Return an array at a scale that leaves `size` pixels, and the width and height stored in the file"
+    "Return the array, decoded at a scale for `size`, and the width and height stored in the file"
     data = _read_bytes(fname)
     h,w,*_ = simplejpeg.decode_jpeg_header(data)
     k = _jpg_divisor(h, w, size)

@@ -30,7 +30,7 @@ def _report_skipped(path, problem, folders):
 
 def get_clips(path:Path # Folder of class folders, possibly in `train` and `valid` folders
              )->L: # Paths of videos or, without videos, of folders of frames
-    "Return all clips under `path` and print which folders are skipped. Raise `ValueError` without clips"
+    "Return all clips under `path` and print the skipped folders; raise `ValueError` if there are no clips"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f'{path}: no such folder. Give the folder of the data set.')
     videos,(full,empty) = get_videos(path),find_frame_folders(path)

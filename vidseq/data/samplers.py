@@ -12,6 +12,7 @@ import random
 _subframe = 2**20 # subdivisions of a frame; sums of multiples of 2**-20 are exact in floating point
 
 def _check_sampler_args(n_frames, seq_len, view, n_views):
+    "Raise `ValueError` if an argument of a sampler is out of range"
     if n_frames < 1 or seq_len < 1:
         raise ValueError(f'n_frames={n_frames}, seq_len={seq_len}: both must be at least 1. '
                          'Skip empty videos and use a positive `seq_len`.')
@@ -29,7 +30,7 @@ def _step_range(step, seconds, fps):
     return low*scale, high*scale
 
 def _draw_step(n_frames, seq_len, train, step, seconds, fps):
-    "Return the distance between frames: random in its range in training, otherwise the middle of the range"
+    "Return the distance between frames: random in the range in training, otherwise its midpoint"
     low,high = _step_range(step, seconds, fps)
     if low <= 0 or high < low:
         raise ValueError(f'step or seconds: {low} to {high} frames is an invalid range. '
@@ -38,7 +39,8 @@ def _draw_step(n_frames, seq_len, train, step, seconds, fps):
     return min(drawn, n_frames/seq_len)
 
 def _equally_spaced(start, step, n_frames, seq_len):
-    start += .5/_subframe # three steps of 1/3 must make 1 after rounding
+    "Return `seq_len` frame numbers from `start`, `step` apart, rounded down"
+    start += .5/_subframe # three steps of 1/3 must add up to 1 after rounding
     return [min(int(start+i*step), n_frames-1) for i in range(seq_len)]
 
 # %% ../../nbs/30_data.samplers.ipynb #e6c38a08
@@ -56,8 +58,8 @@ def first_frames(n_frames:int, # Number of frames in the video
     Raise `ValueError` for a range that is not positive, or `seconds` without `fps`."""
     _check_sampler_args(n_frames, seq_len, view, n_views)
     step = _draw_step(n_frames, seq_len, train, step, seconds, fps)
-    latest = int(n_frames-1-(seq_len-1)*step)
-    start = max(min(view*n_frames//n_views, latest), 0)
+    last_start = int(n_frames-1-(seq_len-1)*step)
+    start = max(min(view*n_frames//n_views, last_start), 0)
     return _equally_spaced(start, step, n_frames, seq_len)
 
 # %% ../../nbs/30_data.samplers.ipynb #a4a6de7f

@@ -25,12 +25,12 @@ def show_batch(x:ImageTuple, y, samples, ctxs=None, max_n=9, n_frames=3,
     return get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, n=n_frames, **kwargs)
 
 # %% ../../nbs/35_data.show.ipynb #03cec107
-def _set_title(ctx, truth, pred, more=''):
-    "Title a strip with label and prediction: green or red for classes, black for numbers"
+def _set_title(ctx, truth, pred, extra=''):
+    "Set the title of a strip to label and prediction: green or red for classes, black for numbers"
     predicted = f'\npredicted {pred}'
-    if not isinstance(truth, (str,L)): return ctx.set_title(f'{truth}{predicted}{more}', fontsize=10)
+    if not isinstance(truth, (str,L)): return ctx.set_title(f'{truth}{predicted}{extra}', fontsize=10)
     correct = str(truth) == str(pred)
-    title = f'{truth}{more}' if correct else f'{truth}{predicted}{more}'
+    title = f'{truth}{extra}' if correct else f'{truth}{predicted}{extra}'
     ctx.set_title(title, color='green' if correct else 'red', fontsize=10)
 
 @dispatch
@@ -48,14 +48,14 @@ _interp_getitem = Interpretation.__getitem__
 
 @patch
 def __getitem__(self:Interpretation, idxs):
-    "Return items as fastai does, but with a clip as one input; fastai unpacks a tuple into several"
+    "Return items like fastai, but a clip as one input; fastai would unpack the tuple into several inputs"
     inps,*others = _interp_getitem(self, idxs)
     inps = (inps,) if isinstance(inps, ImageTuple) else inps
     return inps, *others
 
 # %% ../../nbs/35_data.show.ipynb #08a5aa86
 def _loss_text(truth, raw, loss):
-    "Return the loss and, for classes, the largest probability"
+    "Return the loss and, for classes, the largest probability, as a string"
     prob = f', {raw.max().item():.0%}' if isinstance(truth, (str,L)) else ''
     return f'\nloss {loss.item():.2f}{prob}'
 

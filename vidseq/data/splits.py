@@ -28,7 +28,7 @@ def group_by(pattern:str # Regular expression for the group in a file name
     the part before the first underscore. Raise `ValueError` if `pattern` is not a regular expression."""
     try: regex = re.compile(pattern)
     except re.error as e:
-        raise ValueError(f'{pattern}: not a regular expression ({e}). Correct it.') from None
+        raise ValueError(f'{pattern}: not a regular expression ({e}). Correct the pattern.') from None
     def _group(path):
         match = regex.search(Path(path).name)
         return match and match[1 if regex.groups else 0]
@@ -48,19 +48,19 @@ class _GroupChoice:
     def __init__(self, clips, sizes): # group -> `Counter` of its clips by class; group -> number of its clips
         self.clips,self.sizes = clips,sizes
         self.groups,self.n_clips = set(),0
-        self.to_train,n_groups = Counter(),Counter()
+        self.train_counts,n_groups = Counter(),Counter()
         for counts in clips.values():
-            self.to_train.update(counts)
+            self.train_counts.update(counts)
             n_groups.update(counts.keys())
         self.missing = {l for l,n in n_groups.items() if n > 1} # a class in one group cannot be in both sets
 
     def add(self, g):
         self.groups.add(g)
         self.n_clips += self.sizes[g]
-        self.to_train.subtract(self.clips[g])
+        self.train_counts.subtract(self.clips[g])
         self.missing.difference_update(self.clips[g])
 
-    def can_spare(self, g): return all(self.to_train[l] > n for l,n in self.clips[g].items())
+    def can_spare(self, g): return all(self.train_counts[l] > n for l,n in self.clips[g].items())
 
     def fill(self, order, n_wanted):
         "Add groups in `order`: first one for each class, then up to `n_wanted` clips"
@@ -102,8 +102,8 @@ def GroupSplitter(group=ucf_group, # Function from an item to its group, or a pa
                  ): # Function from items to (train, valid) lists of indices
     """Create a function that splits items so that no group is in both sets
 
-    Every class is in both sets if the groups allow it. Items without a group, and items that all belong
-    to one group, raise a `ValueError`."""
+    Every class is in both sets if the groups allow it. Raise `ValueError` if an item has no group, or if all
+    items belong to one group."""
     if isinstance(group, str): group = group_by(group)
     def _inner(items):
         groups = [group(o) for o in items]
@@ -163,7 +163,7 @@ def default_splitter(group=None, # Function or regular expression, as for `Group
 
 # %% ../../nbs/34_data.splits.ipynb #9f1b12bc
 def _path_parts(o):
-    "Split a path into folders and name, without the extension of a video: a folder of its frames has none"
+    "Split a path into its parts, without a video extension, to match a video and its folder of frames"
     o = Path(o)
     return (o.with_suffix('') if o.suffix.lower() in video_extensions else o).parts
 
@@ -196,9 +196,9 @@ def ListSplitter(valid, # Paths or names of the validation clips, or a text file
                  train=None, # The same for the training clips; by default all other clips
                  missing_ok:bool=False, # Allow entries that are not among the clips
                 ): # Function from items to (train, valid) lists of indices
-    """Create a function that splits items by one or two lists; of two lists, clips in neither are skipped
+    """Create a function that splits items by one or two lists; with two lists, clips in neither are skipped
 
-    Entries that match no clip, or two, and clips in both lists raise a `ValueError`."""
+    Raise `ValueError` for entries that match no clip or several, and for clips in both lists."""
     def _inner(items):
         valid_idxs = _find_entries(_list_entries(valid), items, missing_ok)
         held_out = set(valid_idxs)
@@ -212,9 +212,9 @@ def ListSplitter(valid, # Paths or names of the validation clips, or a text file
     return _inner
 
 # %% ../../nbs/34_data.splits.ipynb #6667067b
-def clip_paths(ds # Dataset of clips: `dls.train_ds` or `dls.valid_ds`
+def clip_paths(ds # Dataset of clips, e.g. `dls.train_ds`
               )->L: # A `Path` for each item
-    "Return the paths of the clips of a dataset, whose items can also be rows of a table, or path and label"
+    "Return the paths of the clips of a dataset; its items are paths, rows of a table, or (path, label) pairs"
     tfms = ds.tls[0].tfms.fs
     n_getters = next(i for i,f in enumerate(tfms) if isinstance(f, ImageTupleTfm))
     def _path(item):
@@ -227,7 +227,7 @@ def clip_paths(ds # Dataset of clips: `dls.train_ds` or `dls.valid_ds`
 def leaked_groups(dls, # `DataLoaders` of clips
                   group=ucf_group, # Function from a path to its group, or a regular expression for `group_by`
                  )->L: # Groups with clips in both sets, sorted
-    "Return the groups with clips in both sets, which a model can recognize instead of the action"
+    "Return the groups with clips in both sets, where a model can recognize the group instead of the class"
     if isinstance(group, str): group = group_by(group)
     train,valid = ({group(o) for o in clip_paths(dl.dataset)} - {None} for dl in (dls.train, dls.valid))
     return L(sorted(train & valid))

@@ -21,7 +21,7 @@ from ..files import atomic_folder, process_lock
 from ..video.frame_folder import frames_root, is_image
 
 # %% ../../nbs/20_datasets.archives.ipynb #190e68b7
-# device names of Windows, which it reserves with any extension
+# names that Windows reserves for devices, with any extension
 _windows_device = re.compile(r'(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?', re.I)
 
 def _is_safe_part(part):
@@ -57,13 +57,13 @@ def _tar_kind(m):
     return 'file' if m.isfile() else 'link'
 
 def _check_tar_end(archive):
-    "Read a tar to its end: `tarfile` accepts one cut between members, and gzip's checksum is at the end"
+    "Read a tar to its end, because `tarfile` accepts one that is cut between members"
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(512) != bytes(512): raise tarfile.ReadError('it ends early')
     while archive.fileobj.read(1<<20): pass
 
 def _list_members(archive):
-    "Return the members of an open rar, zip or tar"
+    "Return the members of an open archive"
     if isinstance(archive, rarfile.RarFile):
         if archive.needs_password() and not archive.infolist():
             return [_Member('the list of files', 'encrypted', 0, None)]
@@ -82,7 +82,7 @@ def _open_archive(fname):
     try: return tarfile.open(fname)
     except tarfile.ReadError as e:
         raise ValueError(f'{fname}: neither a rar, zip nor tar archive, or a damaged one. '
-                         'Open it in a text editor: it may be an error page. Then download it again.') from e
+                         'Open it in a text editor: it may be an HTML error page. Download it again.') from e
 
 def _check_member(m, target, folders):
     "Raise `ValueError` if member `m` can't be extracted to `target`"
@@ -116,17 +116,17 @@ def _rar_chunks(stream, m):
     "Yield the content of `m`, the next member in `stream`; raise `BadRarFile` if its checksum differs"
     if m.blake2sp_hash: check,expected = rarfile.Blake2SP(),m.blake2sp_hash
     else: check,expected = rarfile.CRC32Context(),m.CRC
-    left = m.file_size
-    while left:
-        data = stream.read(min(left, 1<<20))
+    remaining = m.file_size
+    while remaining:
+        data = stream.read(min(remaining, 1<<20))
         if not data: raise rarfile.BadRarFile('the data ends early')
         check.update(data)
-        left -= len(data)
+        remaining -= len(data)
         yield data
     if expected not in (None, check.digest()): raise rarfile.BadRarFile('wrong checksum')
 
 def _link_volumes(volumes, folder):
-    "Link `volumes` into `folder` and return the first: beside set1.rar, `unar` reads set2.rar as a volume"
+    "Link `volumes` into `folder`, without similar names that `unar` would read too; return the first"
     links = [Path(folder)/Path(v).name for v in volumes]
     try:
         for v,link in zip(volumes, links): link.symlink_to(Path(v).absolute())
@@ -134,7 +134,7 @@ def _link_volumes(volumes, folder):
     return links[0]
 
 def _start_rar_tool(volume, log):
-    "Start the tool that `rarfile` finds, to print the contents of all members of a rar"
+    "Start the tool that `rarfile` finds; its output is the contents of all members of a rar"
     tool = rarfile.tool_setup()
     cmd = tool.get_cmdline('open_cmd', None, nodash=True) # bsdtar reads `--` as the name of the archive
     flags = getattr(subprocess, 'CREATE_NO_WINDOW', 0) # Windows
@@ -142,7 +142,7 @@ def _start_rar_tool(volume, log):
                             creationflags=flags)
 
 def _tool_error(e, tool, log):
-    "Add the name of `tool` and its messages in `log` to the error `e`"
+    "Return the error `e` with the name of `tool` and its messages in `log`"
     tool.stdout.close() # ends the tool if it is still running
     with suppress(subprocess.TimeoutExpired): tool.wait(10)
     log.seek(0)
@@ -150,7 +150,7 @@ def _tool_error(e, tool, log):
     found = f'{e}, when extracted by {Path(tool.args[0]).name}{": " if message else ""}{message}'
     return rarfile.BadRarFile(f'{found}. Try another tool')
 
-# not `rarfile.open` per member: it adds 6 to 11 minutes to UCF101 with unar, and fails with bsdtar
+# `rarfile.open` for each member would add 6 to 11 minutes to UCF101 with unar, and fails with bsdtar
 @contextmanager
 def _rar_stream(archive):
     "Open a stream with the contents of all members of a rar, one after another"
@@ -176,7 +176,7 @@ def _member_reader(archive, folder):
         with _rar_stream(archive) as stream:
             def read(m):
                 if not m.file_redir: return _rar_chunks(stream, m)
-                original = _member_path(folder, m.file_redir[2]) # the tool prints no copies
+                original = _member_path(folder, m.file_redir[2]) # the tool does not output copies
                 return read_chunks(partial(open, mode='rb'), original)
             yield read
 
@@ -234,7 +234,7 @@ def _is_macos_metadata(name):
 
 @contextmanager
 def _name_errors(fname, member):
-    "Raise errors again with the archive `fname` and the name in the list `member`"
+    "Re-raise errors with the archive `fname` and the current member, whose name is in the list `member`"
     def where(): return f'{fname}: member {member[0]!r}' if member else str(fname)
     try: yield
     except rarfile.NeedFirstVolume as e:
@@ -262,11 +262,11 @@ def extract_archive(fname, folder):
 
 # %% ../../nbs/20_datasets.archives.ipynb #ac9b9f1c
 def _has_videos(folder):
-    "Return whether `folder` contains anything but text files, such as the lists of splits"
+    "Return whether `folder` contains files other than text files; lists of splits are text files"
     return any(o.suffix.lower() != '.txt' for o in folder.iterdir())
 
 def _subfolders(path):
-    "Return the folders in `path` that may contain videos: not hidden, not text files, not extracted frames"
+    "Return the folders in `path` that may contain videos; skip text files and extracted frames"
     folders = [o for o in path.iterdir() if o.is_dir() and not o.name.startswith(('.', '__MACOSX'))]
     frames = {frames_root(o, root=o).name for o in folders}
     return [o for o in folders if o.name not in frames and _has_videos(o)]
@@ -277,7 +277,7 @@ def _has_frames(folder):
 
 def class_folder(path:Path # Folder that contains class folders at any depth
                 )->Path: # Folder that contains the class folders
-    "Return the folder of the class folders: descend from `path` while there is exactly one subfolder"
+    "Return the folder that contains the class folders: descend while there is exactly one subfolder"
     path = Path(path)
     folders = _subfolders(path)
     if len(folders) != 1: return path
@@ -285,12 +285,12 @@ def class_folder(path:Path # Folder that contains class folders at any depth
     return class_folder(folders[0]) if inner else path
 
 # %% ../../nbs/20_datasets.archives.ipynb #2fb4e60d
-def unrar(fname:Path, # Rar, zip or tar file; of several volumes, the first
-          dest:Path=None, # Folder to create; default the archive's name in fastai's data folder
+def unrar(fname:Path, # Rar, zip or tar file; the first volume of a multi-volume archive
+          dest:Path=None, # Folder to create; default: the archive's name in fastai's data folder
          )->Path: # Folder in `dest` that contains the class folders
     """Extract an archive to `dest` with [rarfile](https://rarfile.readthedocs.io), `zipfile` or `tarfile`.
 
-    A `dest` that contains files is reused. Raises `ValueError` if the archive is damaged, encrypted or
+    A `dest` that contains files is reused. Raise `ValueError` if the archive is damaged, encrypted or
     unsafe, and `OSError` if the disk is full or no program that extracts rar files is installed."""
     fname = Path(fname)
     dest = Path(ifnone(dest, fastai_path('data')/fname.name.split('.')[0]))

@@ -19,26 +19,26 @@ from .archives import check_free_space, progress_mb, read_chunks
 from ..files import process_lock
 
 # %% ../../nbs/21_datasets.download.ipynb #59e39afb
-def _body_range(reply, have):
-    "Return where the body of `reply` starts (None if not at `have`) and the file's size (None if unknown)"
-    if reply.status != 206: # the whole file
-        length = reply.headers.get('Content-Length')
+def _body_range(response, have):
+    "Return the start of the body of `response` (None if not at `have`) and the file size (None if unknown)"
+    if response.status != 206: # the whole file
+        length = response.headers.get('Content-Length')
         return 0, None if length is None else int(length)
-    found = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', reply.headers.get('Content-Range', ''))
+    found = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', response.headers.get('Content-Range', ''))
     if not found or int(found[1]) != have: return None, None
     return have, None if found[2] == '*' else int(found[2])
 
-def _write_body(reply, part, start, total):
-    "Write the body of `reply` to the file `part` from position `start`"
+def _write_body(response, part, start, total):
+    "Write the body of `response` to the file `part` from position `start`"
     part.touch()
     with open(part, 'r+b') as f, progress_mb(None if total is None else total-start) as step:
         f.seek(start)
-        while data := reply.read(1<<20):
+        while data := response.read(1<<20):
             f.write(data)
             step(len(data))
             if f.tell() > ifnone(total, f.tell()):
                 f.truncate(0)
-                raise OSError(f'the server sent more than the {total} bytes that were expected')
+                raise OSError(f'the server sent more than the {total} bytes expected')
         if f.tell() < ifnone(total, 0):
             raise ConnectionError(f'the connection ended after {f.tell()} of {total} bytes')
         f.truncate()
@@ -48,7 +48,7 @@ def _file_size(path):
     return path.stat().st_size if path.exists() else 0
 
 def _request_rest(url, part, have):
-    "Request the bytes of `url` after the first `have`; return the reply, or None at the end of the file"
+    "Request the bytes of `url` after the first `have`; return the response, or None at the end of the file"
     try: return urlopen(Request(url, headers={'Range': f'bytes={have}-'} if have else {}), timeout=60)
     except HTTPError as e:
         if e.code != 416: raise # 416: range not satisfiable
@@ -57,21 +57,21 @@ def _request_rest(url, part, have):
         raise ConnectionError(f'the server has fewer than the {have} bytes of the earlier download') from e
 
 def _fetch_once(url, part, size):
-    "Download the rest of `part` in one attempt"
+    "Download the bytes of `url` that are missing in `part`, in one attempt"
     if size is not None and _file_size(part) > size: part.unlink() # part of another file
     have = _file_size(part)
-    reply = _request_rest(url, part, have) if have != size else None
-    if reply is None: return
-    with reply:
-        start,total = _body_range(reply, have)
+    response = _request_rest(url, part, have) if have != size else None
+    if response is None: return
+    with response:
+        start,total = _body_range(response, have)
         if start is None:
             part.unlink()
-            raise ConnectionError(f'the server did not send the bytes after {have}, which were requested')
+            raise ConnectionError(f'the server did not send the requested range, which starts at byte {have}')
         if size not in (None, ifnone(total, size)):
             raise OSError(f'the server has {total} bytes, {size} were expected: the file has changed')
         total = ifnone(total, size)
         check_free_space(part.parent, ifnone(total, have)-have)
-        _write_body(reply, part, start, total)
+        _write_body(response, part, start, total)
 
 # %% ../../nbs/21_datasets.download.ipynb #8c1539c0
 _temporary_errors = (ConnectionError, TimeoutError, socket.gaierror, http.client.HTTPException, ssl.SSLError)
@@ -111,10 +111,10 @@ def _download_new(url, fname, part, size, sha256, tries):
     _fetch_with_retries(url, part, size, tries)
     if mismatch := _mismatch(part, size, sha256):
         part.unlink()
-        raise OSError(f'{url}: the server sent another file ({mismatch}). It was removed: check the address.')
+        raise OSError(f'{url}: the server sent another file ({mismatch}). It was removed. Check the URL.')
     part.replace(fname)
 
-def download(url:str, # Address of the file
+def download(url:str, # URL of the file
              fname:Path, # File to write; an incomplete download is in `fname` with `.part` added
              size:int=None, # Expected size in bytes
              sha256:str=None, # Expected SHA-256 checksum, in hexadecimal
@@ -122,7 +122,7 @@ def download(url:str, # Address of the file
             )->Path: # `fname`
     """Download a file, or resume an incomplete download; an existing file is only checked.
 
-    Raises `OSError` if the download fails, or if the file has another size or checksum than expected."""
+    Raise `OSError` if the download fails, or if the size or checksum of the file is not the expected one."""
     fname = Path(fname)
     part = fname.with_name(fname.name+'.part')
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def download(url:str, # Address of the file
         if not fname.exists():
             try: _download_new(url, fname, part, size, sha256, tries)
             except OSError:
-                if not fname.exists(): raise # else another process has completed it
+                if not fname.exists(): raise # another process may have completed it
     if mismatch := _mismatch(fname, size, sha256):
         raise OSError(f'{fname}: exists, but is another file ({mismatch}). Remove it to download it again.')
     return fname

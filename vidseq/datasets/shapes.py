@@ -28,9 +28,9 @@ _speed_ranges = np.array([[.25,.45], [.35,.65], [.3,.5]]) # widths, turns and si
 def shape_states(motion:str, # One of `motions`
                  n:int, # Number of frames
                  fps:int=25, # Frame rate
-                 rng=None, # `np.random.Generator`; default a new one
+                 rng=None, # `np.random.Generator`; default: a new one
                 )->np.ndarray: # Array (n,3) of position, angle and size in 0..1
-    "Draw a random start and speed, and return the state of the shape in each frame"
+    "Return the state of a shape in each frame, for a random start and speed"
     rng = ifnone(rng, np.random.default_rng())
     column,sign = motions[motion]
     start,speed = rng.uniform(size=3),rng.uniform(*_speed_ranges[column])
@@ -40,7 +40,7 @@ def shape_states(motion:str, # One of `motions`
 
 # %% ../../nbs/23_datasets.shapes.ipynb #1e15d54f
 def _random_background(rng, w, h):
-    "Return a background of soft colours with noise (h,w,3 uint8)"
+    "Return a background of soft colors with noise (h,w,3 uint8)"
     coarse = Image.fromarray(rng.integers(70, 130, (4,5,3), np.uint8)).resize((w,h), Image.BICUBIC)
     noise = Image.fromarray(rng.integers(0, 40, (h//4,w//4), np.uint8)).resize((w,h), Image.BILINEAR)
     return np.asarray(coarse) + np.asarray(noise)[...,None]
@@ -53,31 +53,31 @@ def _random_polygon(rng):
     angles = (np.arange(k)+rng.uniform(-.2, .2, k))*2*np.pi/k
     return np.stack([radii*np.cos(angles), radii*np.sin(angles)], 1)
 
-def _group_looks(rng, w, h):
-    "Return the background (h,w,3 uint8), polygon (k,2) and two colours of a group"
+def _group_appearance(rng, w, h):
+    "Return the background (h,w,3 uint8), polygon (k,2) and two colors of a group"
     background,polygon = _random_background(rng, w, h),_random_polygon(rng)
     strong = rng.permutation([255, rng.integers(150,256), rng.integers(0,80)])
     return background, polygon, [tuple(int(o) for o in strong), (250,250,250)]
 
-def _shape_patch(corners, box, colours):
+def _shape_patch(corners, box, colors):
     "Draw the polygon `corners` in a square of 2*`box` pixels; return the image and its mask"
     side = 2*box*2 # drawn at twice the size, for smooth edges
-    patch,mask = Image.new('RGB', (side,side), colours[0]),Image.new('L', (side,side))
+    patch,mask = Image.new('RGB', (side,side), colors[0]),Image.new('L', (side,side))
     pointer = (corners[0], corners[1]*.5, corners[-1]*.5) # marks the long corner
-    for img,points,fill in ((mask, corners, 255), (patch, pointer, colours[1])):
+    for img,points,fill in ((mask, corners, 255), (patch, pointer, colors[1])):
         ImageDraw.Draw(img).polygon([tuple((p+box)*2) for p in points], fill=fill)
     return [o.resize((2*box,2*box), Image.BOX) for o in (patch, mask)]
 
-def _draw_frame(looks, state, y):
-    "Draw the shape in `state` at height `y` (0..1) on its background, which wraps around left to right"
-    background,polygon,colours = looks
+def _draw_frame(appearance, state, y):
+    "Draw the shape in `state` at height `y` (0 to 1) on its background, which wraps around horizontally"
+    background,polygon,colors = appearance
     h,w = background.shape[:2]
     position,angle,size = state
     turn = 2*np.pi*angle
     rotation = np.array([[np.cos(turn),np.sin(turn)], [-np.sin(turn),np.cos(turn)]])
     radius = .15*h*(.4/.15)**size # from .15 to .4 of the height
     box = int(radius)+2
-    patch,mask = _shape_patch(polygon@rotation*radius, box, colours)
+    patch,mask = _shape_patch(polygon@rotation*radius, box, colors)
     img = Image.fromarray(background)
     for x in (position-1, position, position+1): img.paste(patch, (round(x*w)-box, round(y*h)-box), mask)
     return np.asarray(img)
@@ -91,10 +91,10 @@ def draw_clip(motion:str, # One of `motions`
               seed:int=42, # The same seed gives the same clip
              ): # Generator of frames (H,W,3 uint8)
     "Generate the frames of one clip of `moving_shapes`"
-    looks = _group_looks(np.random.default_rng([seed, group]), *size)
+    appearance = _group_appearance(np.random.default_rng([seed, group]), *size)
     rng = np.random.default_rng([seed, group, clip, list(motions).index(motion)])
     y = rng.uniform(.3, .7)
-    for state in shape_states(motion, n, fps, rng): yield _draw_frame(looks, state, y)
+    for state in shape_states(motion, n, fps, rng): yield _draw_frame(appearance, state, y)
 
 # %% ../../nbs/23_datasets.shapes.ipynb #26119620
 def _write_clip(job, dest, **kwargs):
@@ -103,19 +103,19 @@ def _write_clip(job, dest, **kwargs):
     path = dest/motion/f'v_{motion}_g{group+1:02d}_c{clip+1:02d}.avi'
     write_video(path, draw_clip(motion, group, clip, **kwargs), fps=kwargs['fps'])
 
-def moving_shapes(dest:Path=None, # Folder to create; default a name with the settings in fastai's data folder
-                  n_groups:int=40, # Number of backgrounds with shapes; split by group for validation
+def moving_shapes(dest:Path=None, # Folder to create; default: named by the settings, in fastai's data folder
+                  n_groups:int=40, # Number of groups, each with its own background and shape
                   n_clips:int=2, # Number of clips per motion and group
                   seconds:float=2., # Duration of a clip
                   size:tuple=(320,240), # Width and height in pixels
                   fps:int=25, # Frame rate
                   seed:int=42, # The same seed gives the same files
-                  executor=None, # `concurrent.futures.Executor`; default `n_workers` local processes
-                  n_workers:int=None, # Number of processes; default all cores, 0 for this process
+                  executor=None, # `concurrent.futures.Executor`; default: `n_workers` local processes
+                  n_workers:int=None, # Number of processes; default: all cores; 0: this process
                  )->Path: # Folder of six class folders with `n_groups*n_clips` videos each
     """Generate a data set of videos in which only motion distinguishes the classes.
 
-    A `dest` with the same settings is reused. Raises `ValueError` if `dest` contains anything else."""
+    A `dest` with the same settings is reused. Raise `ValueError` if `dest` contains anything else."""
     settings = dict(n=max(2, round(seconds*fps)), fps=fps, size=list(size), seed=seed)
     name = f'moving_shapes-{n_groups}x{n_clips}-{size[0]}x{size[1]}-{settings["n"]}at{fps}-{seed}'
     dest = Path(ifnone(dest, fastai_path('data')/name))

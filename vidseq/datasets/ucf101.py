@@ -26,18 +26,18 @@ _lists_sha256 = '5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd2
 _ucf101_files = {_lists_archive: dict(size=113_943, sha256=_lists_sha256),
                  'UCF101.rar': dict(size=6_932_971_618)}
 
-def ucf101(dest:Path=None, # Folder to create; default `UCF101` in fastai's data folder
-           url:str=ucf101_url, # Address of the folder with both archives
+def ucf101(dest:Path=None, # Folder to create; default: `UCF101` in fastai's data folder
+           url:str=ucf101_url, # URL of the folder with both archives
           )->Path: # Folder that contains the 101 class folders
     """Download and extract UCF101 (6.5 GB) with its official lists; an existing `dest` is reused.
 
-    The lists are in `ucfTrainTestlist`, beside the returned folder. Extraction needs a program like `unar`.
+    The lists are in `ucfTrainTestlist`, beside the returned folder. Extraction needs a tool like `unar`.
     Source: [Soomro et al. 2012](https://arxiv.org/abs/1212.0402)."""
     dest = Path(ifnone(dest, fastai_path('data')/'UCF101'))
     with process_lock(dest.parent):
         if not dest.exists() or not any(dest.iterdir()):
-            folder_of_archives = fastai_path('archive')
-            archives = [download(f'{url}/{name}', folder_of_archives/name, **expected)
+            archive_folder = fastai_path('archive')
+            archives = [download(f'{url}/{name}', archive_folder/name, **expected)
                         for name,expected in _ucf101_files.items()]
             with atomic_folder(dest, replace=dest.exists()) as folder:
                 for o in archives: extract_archive(o, folder)
@@ -72,13 +72,13 @@ def _list_keys(fname):
 
 def ucf101_splits(path:Path, # Folder of UCF101's class folders, with videos or folders of frames
                   fold:int=1, # Number of the split: 1, 2 or 3
-                  lists:Path=None, # Folder of the lists; default `ucfTrainTestlist`, near `path`
-                  missing_ok:bool=False, # Skip clips that are missing, if `path` contains a part of UCF101
+                  lists:Path=None, # Folder of the lists; default: `ucfTrainTestlist`, near `path`
+                  missing_ok:bool=False, # Skip missing clips, if `path` contains a subset of UCF101
                  )->tuple: # `L` of the paths for training, `L` of the paths for validation
     """Return an official split of UCF101, to compare with published accuracies.
 
-    The default `lists` is searched in `path` and the two folders above it.
-    Raises `ValueError` if clips are missing; with `missing_ok`, only if all are."""
+    By default, the lists are searched for in `path` and the two folders above it.
+    Raise `ValueError` if clips are missing; with `missing_ok`, only if all are missing."""
     path = Path(path)
     if fold not in (1,2,3): raise ValueError(f'fold: {fold} does not exist. UCF101 has the folds 1, 2 and 3.')
     train,test = f'trainlist0{fold}.txt',f'testlist0{fold}.txt'
@@ -90,5 +90,5 @@ def ucf101_splits(path:Path, # Folder of UCF101's class folders, with videos or 
     if missing and not (missing_ok and len(missing) < n):
         found = f'{len(missing)} of the {n} clips of fold {fold} are missing: {preview_list(missing)}'
         raise ValueError(f'{path}: {found}. '
-                         'Give the folder of the class folders, or missing_ok=True for a part of UCF101.')
+                         'Give the folder of the class folders, or missing_ok=True for a subset of UCF101.')
     return tuple(L(clips[o] for o in side if o in clips) for side in sides)

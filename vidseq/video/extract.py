@@ -24,17 +24,17 @@ from .info import scan_video
 
 # %% ../../nbs/13_video.extract.ipynb #c85dd918
 _jpg_max_side = 65500 # limit of libjpeg
-_resume_hint = 'Complete frames are kept: free some disk space and call again to resume'
+_resume_hint = 'Complete folders are kept: free some disk space and call again to resume'
 
 def _write_file(fname, data):
-    "Write `data` to a new file without the layers of `open`, which take a tenth of the extraction time"
+    "Write `data` to a new file with `os.write`; `open` would add a tenth to the extraction time"
     handle = os.open(fname, os.O_WRONLY|os.O_CREAT|os.O_EXCL|getattr(os, 'O_BINARY', 0), 0o666)
     try:
-        while data: data = data[os.write(handle, data):] # an almost full disk writes only a part, then raises
+        while data: data = data[os.write(handle, data):] # almost full disk: a partial write, then an error
     finally: os.close(handle)
 
 def _write_jpg(i, img, folder, video_path, quality):
-    "Encode frame `i` in memory, then write it, so that a full disk raises an error"
+    "Encode frame `i` in memory and write it to `folder`; raise `OSError` if the disk is full"
     h,w = img.shape[:2]
     if max(h,w) > _jpg_max_side:
         raise VideoError(video_path, f'frames of {w}x{h} pixels are too large for jpgs', 'Give a `size`.')
@@ -42,26 +42,26 @@ def _write_jpg(i, img, folder, video_path, quality):
     _write_file(f'{folder}/{i}.jpg', data)
 
 def _extracted_jpgs(dest, video_path):
-    "Return the jpgs in `dest`; raise `VideoError` if it contains other files, which must not be overwritten"
+    "Return the jpgs in `dest`; raise `VideoError` if it contains other files, to not overwrite them"
     try: files = list_sorted(dest)
     except FileNotFoundError: files = L(dest) if dest.is_symlink() else L()
     except NotADirectoryError: files = L(dest)
     other = first(files, lambda f: f.suffix != '.jpg')
     if other:
-        found = f'the folder for its frames, {dest}, contains something else ({other.name})'
-        raise VideoError(video_path, found, 'Move that file, or give another `path_frames`.')
+        found = f'the folder for its frames, {dest}, contains other files ({other.name})'
+        raise VideoError(video_path, found, 'Move them, or give another `path_frames`.')
     return files
 
 def _jpg_problem(jpg, size):
-    "Return why an extracted `jpg` can't be used as a frame of short side `size`; '' if it can"
+    "Return why an extracted `jpg` cannot be used as a frame of short side `size`; '' if it can"
     try:
         with Image.open(jpg) as img: side = min(img.size)
-    except OSError: return f'{jpg.name} is damaged: give force=True to extract again'
+    except OSError: return f'{jpg.name} is damaged: pass force=True to extract again'
     if size in (None, side): return ''
-    return f'their short side is {side}, not {size}: give force=True to extract again'
+    return f'the short side is {side}, not {size}: pass force=True to extract again'
 
 def _skipped_row(jpgs, size):
-    "Return the row of a report for frames of a previous run, checking the first of `jpgs`"
+    "Return the row of the report for frames of a previous run; check the first of `jpgs`"
     note = jpgs[0].with_name('.partial')
     missing = note.read_text(encoding='utf-8') if note.exists() else ''
     reasons = filter(None, [missing, _jpg_problem(jpgs[0], size)])
@@ -84,16 +84,16 @@ def _extract_video(video_path, path_frames=None, force=False, size=None, quality
     return dict(status=status, frames=res.frames, declared=res.declared, reason=res.missing)
 
 def avi2frames(video_path:Path, # Video file in any container format
-               path_frames:Path=None, # Folder for all frames; default `<data set>-frames`
+               path_frames:Path=None, # Folder for all frames; default: `<data set>-frames`
                force:bool=False, # Extract again, replacing frames of a previous run
                size:int=None, # Scale the short side to this many pixels
                quality:int=90, # Quality of the jpgs, 1 to 95
-               root:Path=None, # Folder of the data set; default the video's grandparent
+               root:Path=None, # Folder of the data set; default: the video's grandparent
               ): # None: the jpgs are in `frames_folder(video_path, path_frames, root)`
     """Extract the frames of a video to `0.jpg`, `1.jpg`, …
 
     Frames of a previous run are kept unless `force` is True. A small `size` saves disk space and time.
-    Raises `VideoError` if no frame can be decoded; warns if some are missing."""
+    Raise `VideoError` if no frame can be decoded; warn if frames are missing."""
     row = _extract_video(video_path, path_frames, force, size, quality, root)
     if row['reason']:
         found = f"{row['frames']} frames were extracted, but {row['reason']}"
@@ -101,7 +101,7 @@ def avi2frames(video_path:Path, # Video file in any container format
 
 # %% ../../nbs/13_video.extract.ipynb #8fcc3b95
 def _folder_key(folder):
-    "Return a key that is equal for paths that the file system treats as one folder"
+    "Return the path of `folder` as a key, in lower case if the file system ignores case"
     path = os.path.abspath(folder)
     return path.casefold() if sys.platform in ('win32', 'darwin') else path
 
@@ -122,18 +122,18 @@ def _check_frame_folders(paths, path_frames, root):
 _empty_row = dict(status='', frames=0, declared=None, reason='')
 
 def _row_or_failure(f, video_path):
-    "Return the row that `f` gives for a video, or a row with the reason if it raises `VideoError`"
+    "Return the row of `f` for a video, or a row with the reason if `f` raises `VideoError`"
     try: row = f(video_path)
     except VideoError as e: row = dict(status='failed', reason=e.found)
     return dict(file=str(video_path)) | _empty_row | row
 
 def _crashed_row(video_path):
-    "Return the row of a video on which the decoding process died twice"
+    "Return the row of a video whose worker process died twice"
     reason = 'the process that decoded it died twice: out of memory, or an error in the decoder'
     return dict(file=str(video_path)) | _empty_row | dict(status='failed', reason=reason)
 
 def _report_videos(f, paths, executor, n_workers):
-    "Call `f` with each video in parallel and return its rows as a table"
+    "Apply `f` to each video in parallel and return the rows as a table"
     rows = parallel_map(partial(_row_or_failure, f), paths, executor, n_workers, crashed=_crashed_row)
     return pd.DataFrame(list(rows)).astype({'declared':'Int64'})
 
@@ -152,10 +152,10 @@ def _unique_paths(paths, task):
     return paths
 
 def extract_videos(paths, # Paths of videos
-                   path_frames:Path=None, # Folder for all frames; default `<data set>-frames`
-                   root:Path=None, # Folder of the data set; default each video's grandparent
-                   executor:Executor=None, # Runs the work; default `n_workers` local processes
-                   n_workers:int=None, # Number of processes; default all cores, 0 for this process
+                   path_frames:Path=None, # Folder for all frames; default: `<data set>-frames`
+                   root:Path=None, # Folder of the data set; default: each video's grandparent
+                   executor:Executor=None, # Executor to use; default: `n_workers` local processes
+                   n_workers:int=None, # Number of processes; default: all cores, 0 for this process
                    force:bool=False, # Extract again, replacing frames of a previous run
                    size:int=None, # Scale the short side to this many pixels
                    quality:int=90, # Quality of the jpgs, 1 to 95
@@ -163,9 +163,9 @@ def extract_videos(paths, # Paths of videos
     """Extract the frames of many videos and report the result of each.
 
     Videos with frames of a previous run are skipped; a failure is reported and does not stop the others.
-    `status` is done, skipped, partial or failed. `declared` is the number of frames in the header, missing if
-    it was not read. The report is also written to `extract_videos.csv` in the folder of the frames.
-    Raises `VideoError` if two videos would share a folder of frames."""
+    `status` is done, skipped, partial or failed. `declared` is the number of frames according to the header,
+    missing if it was not read. The report is also saved as `extract_videos.csv` in the folder for all frames.
+    Raise `ValueError` if `paths` is empty, and `VideoError` if two videos would share a folder of frames."""
     paths = _unique_paths(paths, 'extract')
     _check_frame_folders(paths, path_frames, root)
     fname = frames_root(paths[0], path_frames, root)/'extract_videos.csv'
@@ -183,7 +183,7 @@ def extract_videos(paths, # Paths of videos
     return report
 
 # %% ../../nbs/13_video.extract.ipynb #04adecb5
-_outcomes = dict(failed='Skipped', partial='Incomplete') # status -> what it means for the frames
+_outcomes = dict(failed='Skipped', partial='Incomplete') # status -> first word of the printed line
 
 def print_problems(report:pd.DataFrame # From `extract_videos`
                   )->int:
@@ -201,12 +201,13 @@ def _check_video(video_path):
     return dict(status=status, frames=res.frames, declared=res.declared, reason=res.missing)
 
 def check_videos(paths, # Paths of videos
-                 executor:Executor=None, # Runs the work; default `n_workers` local processes
-                 n_workers:int=None, # Number of processes; default all cores, 0 for this process
+                 executor:Executor=None, # Executor to use; default: `n_workers` local processes
+                 n_workers:int=None, # Number of processes; default: all cores, 0 for this process
                 )->pd.DataFrame: # One row per video: file, status, frames, declared, reason
-    """Decode many videos to the end and report which are damaged.
+    """Decode many videos completely and report which are damaged.
 
-    `status` is whole, partial or failed; `declared` is the number of frames in the header, 0 if unknown."""
+    `status` is whole, partial or failed; `declared` is the number of frames according to the header, 0 if
+    unknown. Raise `ValueError` if `paths` is empty."""
     return _report_videos(_check_video, _unique_paths(paths, 'check'), executor, n_workers)
 
 # %% ../../nbs/13_video.extract.ipynb #5a468088
@@ -221,7 +222,7 @@ class FrameCache:
 
     @property
     def videos(self):
-        "Return the videos of `report` that have frames"
+        "Return the paths of the videos in `report` that have frames"
         return L(self.report.file[self.report.status != 'failed'].tolist()).map(Path)
 
     def __call__(self, path):
@@ -231,16 +232,16 @@ class FrameCache:
         return frames if frames.is_dir() else path
 
     @classmethod
-    def fill(cls, folder:Path, # Folder for the frames; they go to a subfolder named after `size`
+    def fill(cls, folder:Path, # Folder for the frames, which are written to a subfolder named after `size`
              paths, # Paths of videos; folders of frames are ignored
              size:int=None, # Scale the short side to this many pixels
-             root:Path=None, # Folder that contains all the videos; default the innermost one
+             root:Path=None, # Folder that contains all the videos; default: the innermost such folder
              **kwargs # Arguments of `extract_videos`
             )->'FrameCache': # Cache with the table of `extract_videos` as `report`
         "Extract the videos that are not yet in `folder`; raise `ValueError` if no video can be read"
         videos = [o for o in paths if o.is_file()]
         if not videos:
-            raise ValueError(f'paths: no video among {preview_list(paths)}. Give video files.')
+            raise ValueError(f'paths: no video among {preview_list(paths)}. Give at least one video file.')
         folder = Path(folder)/f'{size or "full"}'
         if root is None: root = os.path.commonpath([o.absolute().parent for o in videos])
         cache = cls(folder, root, extract_videos(videos, folder, root, size=size, **kwargs))

@@ -29,7 +29,7 @@ def _frame_interval(pts):
     return median, bool(np.ptp(gaps) > max(2, median/10)) # rounding to ticks changes intervals by up to 2
 
 def _read_packets(path):
-    "Return header and codec, frame rate, time base, timestamps of displayed packets, and the first frame"
+    "Return declared frames and codec, frame rate, time base, timestamps of displayed packets, first frame"
     pts,frame = [],None
     with open_video(path) as (container, stream):
         codec = stream.codec_context.name
@@ -40,20 +40,22 @@ def _read_packets(path):
         except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
         if frame is None: raise VideoError(path, 'no frame could be decoded')
         if not pts: raise VideoError(path, 'all frames are damaged')
-        facts = dict(declared=stream.frames, codec=codec)
-        return facts, stream.average_rate or stream.guessed_rate, stream.time_base, pts, frame
+        header = dict(declared=stream.frames, codec=codec)
+        return header, stream.average_rate or stream.guessed_rate, stream.time_base, pts, frame
 
 def video_info(path:str|Path # Video file
               )->AttrDict: # frames, declared, fps, variable_rate, width, height, duration, codec, rotation
-    "Return the number, rate and size of the frames of a video; `VideoError` if no frame can be decoded"
-    facts,rate,time_base,pts,frame = _read_packets(path)
+    """Return the number, rate and size of the frames of a video
+
+    Raise `VideoError` if no frame can be decoded."""
+    header,rate,time_base,pts,frame = _read_packets(path)
     n = scan_video(path).frames if frame.interlaced_frame else len(pts)
     known = [o for o in pts if o is not None]
     interval,variable = _frame_interval(known)
     if variable: rate = n/float((max(known)-min(known)+interval)*time_base)
     turns = FrameConverter.quarter_turns(frame)
     w,h = (frame.height,frame.width) if turns%2 else (frame.width,frame.height)
-    return AttrDict(facts, frames=n, fps=float(rate or 0), variable_rate=variable, width=w, height=h,
+    return AttrDict(header, frames=n, fps=float(rate or 0), variable_rate=variable, width=w, height=h,
                     duration=n/float(rate) if rate else None, rotation=90*turns)
 
 # %% ../../nbs/11_video.info.ipynb #30952672
@@ -95,10 +97,12 @@ def _describe_missing(n, damaged, packets):
     return f'{damaged} of {n} frames are damaged' if damaged else ''
 
 def scan_video(path:str|Path, # Video file
-               each=None, # Called with number and array of each frame: upright H,W,3 uint8 in BGR order
+               each=None, # Function to call with the number and array of each frame: upright H,W,3 uint8, BGR
                size:int=None, # Scale the short side to `size` pixels
               )->AttrDict: # frames (decoded), declared (0 if unknown), missing ('' if complete)
-    "Decode a whole video, count its frames and describe what is missing; `VideoError` if no frame decodes"
+    """Decode a whole video, count its frames and describe what is missing
+
+    Raise `VideoError` if no frame can be decoded, or if a frame is too large."""
     n,damaged,error = 0,0,''
     to_bgr = FrameConverter(path, size, 'bgr24') # FFmpeg scales to BGR faster than to RGB
     with open_video(path) as (container, stream):
@@ -109,7 +113,7 @@ def scan_video(path:str|Path, # Video file
                 damaged += frame.is_corrupt
                 if each: each(n-1, to_bgr(frame))
         except VideoError as e:
-            if n == 0 or not isinstance(e.__cause__, av.FFmpegError): raise # not damage
+            if n == 0 or not isinstance(e.__cause__, av.FFmpegError): raise # not caused by damage
             error = e.found
         if n == 0: raise VideoError(path, 'no frame could be decoded')
         missing = error or _describe_missing(n, damaged, packets)
