@@ -82,7 +82,7 @@ def _open_archive(fname):
     try: return tarfile.open(fname)
     except tarfile.ReadError as e:
         raise ValueError(f'{fname}: neither a rar, zip nor tar archive, or a damaged one. '
-                         'Open it in a text editor: it may be an HTML error page. Download it again.') from e
+                         'Open it in a text editor: it may be an error page. Then download it again.') from e
 
 def _check_member(m, target, folders):
     "Raise `ValueError` if member `m` can't be extracted to `target`"
