@@ -486,7 +486,9 @@ samplers = [
     first_frames, spread_frames, window_frames, partial(first_frames, step=2), partial(window_frames, step=3),
     partial(window_frames, seconds=.1), partial(window_frames, step=(1,3))]
 
-@pytest.mark.parametrize('sampler', samplers, ids=str)
+def sampler_id(o): return f'{o.func.__name__} {o.keywords}' if isinstance(o, partial) else o.__name__
+
+@pytest.mark.parametrize('sampler', samplers, ids=sampler_id)
 def test_jpgs_and_videos_give_the_same_clips(shapes, sampler):
     "Compare both; they differ only by the compression of jpgs"
     kwargs = small | dict(sampler=sampler, fps=25, normalize=False)

@@ -1,4 +1,4 @@
-"Archives and servers as bad as they come: made here, byte by byte, so that no tool and no network is needed."
+"Test extraction of damaged, unsafe and unusual archives, and download from local servers that fail"
 import bz2
 import errno
 import gzip
@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
@@ -31,10 +32,13 @@ from vidseq.datasets.archives import _member_path, class_folder, unrar
 from vidseq.datasets.download import download
 from vidseq.datasets.ucf101 import read_list_names, ucf101, ucf101_splits
 
-clips = {'UCF-101/Archery/a.avi': b'a'*5000, 'UCF-101/Archery/b.avi': b'', 'UCF-101/Diving/c.avi': bytes(range(256))*30}
+clips = {
+    'UCF-101/Archery/a.avi': b'a'*5000,
+    'UCF-101/Archery/b.avi': b'',
+    'UCF-101/Diving/c.avi': bytes(range(256))*30}
 
 
-# ---- archives, written by hand
+# ---- Archives
 
 def _block(kind, flags, body):
     head = struct.pack('<BHH', kind, flags, len(body)+7) + body
@@ -42,12 +46,19 @@ def _block(kind, flags, body):
 
 
 def rar_file(name, data, mode=0o100644, method=0x30, flags=0, size=None, crc=None):
-    "A member of a RAR 3 archive; `data` is what is stored, `size` and `crc` are of what it unpacks to"
-    crc,name = zlib.crc32(data) if crc is None else crc, name.encode()
-    return _block(0x74, 0x8000|flags, struct.pack('<IIBIIBBHI', len(data), len(data) if size is None else size, 3, crc, 0, 29, method, len(name), mode) + name) + data
+    "Return a member of a RAR 3 archive that stores `data`; `size` and `crc` are those of the unpacked file"
+    name = name.encode()
+    if crc is None: crc = zlib.crc32(data)
+    if size is None: size = len(data)
+    fields = struct.pack('<IIBIIBBHI', len(data), size, 3, crc, 0, 29, method, len(name), mode)
+    return _block(0x74, 0x8000|flags, fields+name) + data
 
 
-def rar(*members, main=0, end=0x4000): return b'Rar!\x1a\x07\0' + _block(0x73, main, bytes(6)) + b''.join(members) + _block(0x7b, end, b'')
+def rar(*members, main=0, end=0x4000):
+    "Return a RAR 3 archive; `main` and `end` are the flags of its first and last block"
+    first = _block(0x73, main, bytes(6))
+    last = _block(0x7b, end, b'')
+    return b'Rar!\x1a\x07\0' + first + b''.join(members) + last
 
 
 def make_rar(files): return rar(*(rar_file(n, d) for n,d in files))
@@ -77,27 +88,35 @@ def tar(*members):
 def make_tar(files): return tar(*(tar_member(n, d) for n,d in files))
 
 
+def compressed_tar(module):
+    "Return a function that makes a tar archive and compresses it with `module`"
+    return lambda files: module.compress(make_tar(files))
+
+
 plain = {'rar': make_rar, 'zip': make_zip, 'tar': make_tar}
-packers = plain | {name: lambda files, pack=mod.compress: pack(make_tar(files)) for name,mod in (('gz', gzip), ('bz2', bz2), ('xz', lzma))}
+packers = plain | {'gz': compressed_tar(gzip), 'bz2': compressed_tar(bz2), 'xz': compressed_tar(lzma)}
 
 
 @pytest.fixture
 def archive(tmp_path):
-    "Writes an archive; its name says nothing about what is in it"
+    "Return a function that writes an archive; the default name does not tell its format"
     def write(data, name='set.bin'):
         (tmp_path/name).write_bytes(data)
         return tmp_path/name
     return write
 
 
-def contents(path): return {o.relative_to(path).as_posix(): o.read_bytes() for o in path.rglob('*') if o.is_file()}
+def contents(path):
+    "Return relative name -> bytes of all files in `path`"
+    files = [o for o in path.rglob('*') if o.is_file()]
+    return {o.relative_to(path).as_posix(): o.read_bytes() for o in files}
 
 
-def refused(fname, *said, error=ValueError):
-    "`unrar` raises `error` that names the archive and says `said`, and nothing is left"
+def refused(fname, *messages, error=ValueError):
+    "Check that `unrar` raises `error` that contains the file name and `messages`, and leaves no files"
     before = sorted(fname.parent.rglob('*'))
     with pytest.raises(error) as e: unrar(fname, fname.parent/'out')
-    for o in (fname.name, *said): assert o in str(e.value)
+    for o in (fname.name, *messages): assert o in str(e.value)
     assert sorted(fname.parent.rglob('*')) == before
     return e.value
 
@@ -111,38 +130,48 @@ def test_every_format(kind, archive, tmp_path):
 
 def test_type_is_told_by_content(archive, tmp_path):
     inner = make_zip(clips.items())
-    unrar(archive(make_tar([('sets/inner.zip', inner)]), 'set.rar'), tmp_path/'out') # a zip's end is near the end of this tar
+    outer = make_tar([('sets/inner.zip', inner)]) # the end of a zip is near the end of this tar
+    unrar(archive(outer, 'set.rar'), tmp_path/'out')
     assert contents(tmp_path/'out') == {'sets/inner.zip': inner}
 
 
-evil_names = ['/abs.txt', '../up.txt', 'a/../../up.txt', 'C:\\up.txt', 'C:up.txt', '..\\up.txt', '\\\\host\\share\\up.txt', 'a:stream', 'a/NUL', 'com1.avi', 'a/.. /b', 'a\nb']
+evil_names = [
+    '/abs.txt', '../up.txt', 'a/../../up.txt', 'C:\\up.txt', 'C:up.txt', '..\\up.txt',
+    '\\\\host\\share\\up.txt', 'a:stream', 'a/NUL', 'com1.avi', 'a/.. /b', 'a\nb']
 
 
 @pytest.mark.parametrize('name', evil_names)
 @pytest.mark.parametrize('kind', plain)
 def test_evil_names(kind, name, archive):
-    refused(archive(plain[kind]([*clips.items(), (name, b'x'), ('z', b'')])), 'points outside', 'Nothing was extracted')
+    data = plain[kind]([*clips.items(), (name, b'x'), ('z', b'')])
+    refused(archive(data), 'points outside', 'Nothing was extracted')
+
+
+def zipped_link(mode):
+    "Return a zip archive with one member of the file type `mode`"
+    f = io.BytesIO()
+    with zipfile.ZipFile(f, 'w') as z:
+        m = zipfile.ZipInfo('a/link')
+        m.external_attr = mode << 16
+        z.writestr(m, '/etc')
+    return f.getvalue()
 
 
 def test_links_and_devices(archive):
-    def zipped(mode):
-        f = io.BytesIO()
-        with zipfile.ZipFile(f, 'w') as z:
-            m = zipfile.ZipInfo('a/link')
-            m.external_attr = mode << 16
-            z.writestr(m, '/etc')
-        return f.getvalue()
-    refused(archive(rar(rar_file('ok', b'1'), rar_file('a/link', b'/etc', mode=stat.S_IFLNK|0o777), rar_file('a/link/x', b'1'))), "'a/link'")
-    for mode in (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO): refused(archive(zipped(mode)), "'a/link'")
+    link = rar_file('a/link', b'/etc', mode=stat.S_IFLNK|0o777)
+    refused(archive(rar(rar_file('ok', b'1'), link, rar_file('a/link/x', b'1'))), "'a/link'")
+    for mode in (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO): refused(archive(zipped_link(mode)), "'a/link'")
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
-        refused(archive(tar(tar_member('ok', b'1'), tar_member('a/link', type=kind, linkname='/etc/passwd'))), "'a/link'")
+        link = tar_member('a/link', type=kind, linkname='/etc/passwd')
+        refused(archive(tar(tar_member('ok', b'1'), link)), "'a/link'")
 
 
 @pytest.mark.parametrize('kind', packers)
 def test_truncated(kind, archive):
     whole = packers[kind](clips.items())
-    end = len(whole) if kind != 'tar' else 512*(3+10+15) # then come zeros
-    for n in sorted({1, 20, 100, 513, end//2, end-300, end-20} & set(range(end))): refused(archive(whole[:n]))
+    end = len(whole) if kind != 'tar' else 512*(3+10+15) # the rest of a tar is zeros
+    lengths = {1, 20, 100, 513, end//2, end-300, end-20} & set(range(end))
+    for n in sorted(lengths): refused(archive(whole[:n]))
 
 
 def test_tar_cut_between_members(archive):
@@ -190,19 +219,33 @@ def test_volumes(archive, tmp_path):
     assert contents(tmp_path/'out') == {'a.avi': data}
 
 
-# ---- tools that unpack rar: a stand-in that prints
+# ---- Tools that unpack rar, replaced by a script that prints
+
+print_file = '''
+import sys
+from pathlib import Path
+fname,message = sys.argv[1:3]
+sys.stdout.buffer.write(Path(fname).read_bytes())
+sys.stderr.write(message)
+'''
+
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    "Let the tool print `data`, and `said` to its stderr"
-    def use(data, said=''):
-        (tmp_path/'printed').write_bytes(data)
-        code = f'import sys; sys.stdout.buffer.write(open({str(tmp_path/"printed")!r}, "rb").read()); sys.stderr.write({said!r})'
-        monkeypatch.setattr(rarfile, 'tool_setup', lambda: SimpleNamespace(get_cmdline=lambda *a, **k: [sys.executable, '-c', code]))
+    "Return a function that replaces the tool by a script that prints `data`, and `message` to its stderr"
+    fname = tmp_path/'printed'
+    def use(data, message=''):
+        fname.write_bytes(data)
+        command = [sys.executable, '-c', print_file, str(fname), message]
+        setup = SimpleNamespace(get_cmdline=lambda *args, **kwargs: command)
+        monkeypatch.setattr(rarfile, 'tool_setup', lambda: setup)
     return use
 
 
-def packed(*files): return rar(*(rar_file(n, b'packed', method=0x33, size=len(d), crc=zlib.crc32(d)) for n,d in files), main=8)
+def packed(*files):
+    "Return a solid RAR 3 archive of compressed `files`, which needs a tool"
+    members = [rar_file(n, b'packed', method=0x33, size=len(d), crc=zlib.crc32(d)) for n,d in files]
+    return rar(*members, main=8)
 
 
 def test_one_run_of_the_tool(tool, archive, tmp_path):
@@ -212,12 +255,15 @@ def test_one_run_of_the_tool(tool, archive, tmp_path):
 
 
 def test_tool_fails(tool, archive):
-    tool(b''.join(clips.values())[:-1], 'solid archives: not supported')
-    refused(archive(packed(*clips.items())), 'UCF-101/Diving/c.avi', 'ends early', 'solid archives: not supported', 'another tool')
-    tool(b'b'+b''.join(clips.values())[1:])
-    refused(archive(packed(*clips.items())), 'UCF-101/Archery/a.avi', 'wrong checksum')
-    tool(b'x'*10_000_000) # a tool that prints on and on is stopped
-    refused(archive(packed(*clips.items())), 'wrong checksum')
+    data = b''.join(clips.values())
+    fname = archive(packed(*clips.items()))
+    message = 'solid archives: not supported'
+    tool(data[:-1], message)
+    refused(fname, 'UCF-101/Diving/c.avi', 'ends early', message, 'another tool')
+    tool(b'b'+data[1:])
+    refused(fname, 'UCF-101/Archery/a.avi', 'wrong checksum')
+    tool(b'x'*10_000_000) # a tool that does not stop printing is stopped
+    refused(fname, 'wrong checksum')
 
 
 def test_no_tool(monkeypatch, archive):
@@ -226,7 +272,7 @@ def test_no_tool(monkeypatch, archive):
     refused(archive(packed(*clips.items())), 'apt install unar', 'brew', 'winget', error=OSError)
 
 
-# ---- what is in an archive
+# ---- Contents of archives
 
 @pytest.mark.parametrize('kind', plain)
 @pytest.mark.filterwarnings('ignore:Duplicate name')
@@ -241,8 +287,10 @@ def test_file_and_folder(kind, archive):
 
 
 def test_litter_modes_and_dots(archive, tmp_path):
-    out = unrar(archive(tar(tar_member('./', type=tarfile.DIRTYPE), tar_member('./a', type=tarfile.DIRTYPE, mode=0), tar_member('./a/v.avi', b'x', mode=0),
-                            tar_member('./__MACOSX/a/._v.avi', b'x'), tar_member('./a/.DS_Store', b'x'))), tmp_path/'out')
+    folders = [tar_member('./', type=tarfile.DIRTYPE), tar_member('./a', type=tarfile.DIRTYPE, mode=0)]
+    litter = [tar_member('./__MACOSX/a/._v.avi', b'x'), tar_member('./a/.DS_Store', b'x')]
+    members = [*folders, tar_member('./a/v.avi', b'x', mode=0), *litter]
+    out = unrar(archive(tar(*members)), tmp_path/'out')
     assert out == tmp_path/'out' and contents(out) == {'a/v.avi': b'x'}
     assert (out/'a'/'v.avi').stat().st_mode & 0o600 == 0o600
 
@@ -268,10 +316,12 @@ def test_space(monkeypatch, archive):
 
 
 parts = st.text(max_size=8) | st.sampled_from(['..', '.', '', 'C:', 'a', 'NUL', 'com1.txt', '.. ', ' ', '~'])
+separators = st.sampled_from(['/', '\\'])
+joined_parts = st.builds(lambda sep, parts: sep.join(parts), separators, st.lists(parts, max_size=5))
 
 
 @settings(deadline=None)
-@given(name=st.lists(parts, max_size=5).flatmap(lambda o: st.sampled_from(['/', '\\']).map(lambda sep: sep.join(o))) | st.text())
+@given(name=joined_parts | st.text())
 def test_names_stay_inside(tmp_path_factory, name):
     dest = tmp_path_factory.getbasetemp()/'dest'
     target = _member_path(dest, name)
@@ -283,7 +333,7 @@ def test_names_stay_inside(tmp_path_factory, name):
     assert sys.version_info >= (3,13) or not windows.is_reserved()
 
 
-# ---- a server and its ways to fail
+# ---- Servers that fail
 
 body = os.urandom(300_000)
 
@@ -292,19 +342,29 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, *args): pass
 
 
+def first_byte(requested):
+    "Return the first byte of a `Range` header, 0 without a header: 'bytes=500-' -> 500"
+    return int(re.match(r'bytes=(\d+)-$', requested)[1]) if requested else 0
+
+
+def make_handler(reply, asked):
+    "Return a request handler that appends each `Range` header to `asked` and calls `reply`"
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers['Range'])
+            reply(self, len(asked), first_byte(asked[-1]))
+        def log_message(self, *args): pass
+    return Handler
+
+
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    "A server on this machine: `serve(reply)` gives the address where `reply(handler, number of the request, where to start)` answers"
-    monkeypatch.setattr(downloads, 'sleep', lambda seconds: pauses.append(seconds))
+    "Return a function that starts a server, which calls `reply(handler, request_number, first_byte)`"
     pauses,servers = [],[]
+    monkeypatch.setattr(downloads, 'sleep', pauses.append)
     def start(reply):
         asked = []
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked.append(self.headers['Range'])
-                reply(self, len(asked), int(re.match(r'bytes=(\d+)-$', asked[-1])[1]) if asked[-1] else 0)
-            def log_message(self, *args): pass
-        server = Server(('127.0.0.1', 0), Handler)
+        server = Server(('127.0.0.1', 0), make_handler(reply, asked))
         servers.append(server)
         threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
         return SimpleNamespace(url=f'http://127.0.0.1:{server.server_port}/x', asked=asked, pauses=pauses)
@@ -315,35 +375,41 @@ def serve(tmp_path, monkeypatch):
 
 
 def send(handler, data, code=200, length=None, **headers):
+    if length is None: length = len(data)
     handler.send_response(code)
-    if length is not False: handler.send_header('Content-Length', str(len(data) if length is None else length))
+    if length is not False: handler.send_header('Content-Length', str(length))
     for k,v in headers.items(): handler.send_header(k.replace('_', '-'), v)
     handler.end_headers()
     handler.wfile.write(data)
 
 
 def resume(handler, n, start, data=body, sent=None, total=None):
-    "As a good server does, or all but: `sent` bytes at most"
-    kwargs = dict(code=206, Content_Range=f'bytes {start}-{len(data)-1}/{total or len(data)}') if start else {}
-    send(handler, data[start:][:sent], length=len(data)-start, **kwargs)
+    "Send `data` from byte `start` as a correct server does, but close the connection after `sent` bytes"
+    partial = dict(code=206, Content_Range=f'bytes {start}-{len(data)-1}/{total or len(data)}')
+    send(handler, data[start:][:sent], length=len(data)-start, **(partial if start else {}))
+
+
+def sha256(data): return hashlib.sha256(data).hexdigest()
 
 
 def test_download(serve, tmp_path):
     s = serve(resume)
-    assert download(s.url, tmp_path/'new'/'f', size=len(body), sha256=hashlib.sha256(body).hexdigest()).read_bytes() == body
-    assert download(s.url, tmp_path/'new'/'f') == tmp_path/'new'/'f'
+    fname = tmp_path/'new'/'f'
+    assert download(s.url, fname, size=len(body), sha256=sha256(body)).read_bytes() == body
+    assert download(s.url, fname) == fname
     assert s.asked == [None] and os.listdir(tmp_path/'new') == ['f']
 
 
 def test_dropped_connections(serve, tmp_path):
     s = serve(lambda *a: resume(*a, sent=40_000))
-    assert download(s.url, tmp_path/'f', tries=2).read_bytes() == body # 7 drops, but each brought something
+    assert download(s.url, tmp_path/'f', tries=2).read_bytes() == body # 7 drops, each after new bytes
     assert s.asked == [None] + [f'bytes={i*40_000}-' for i in range(1, 8)]
 
 
 def test_gives_up_and_goes_on(serve, tmp_path):
-    s = serve(lambda *a: resume(*a, sent=1000 if a[1] == 1 else 0))
-    with pytest.raises(OSError, match='Call again to resume after the 1000 bytes'): download(s.url, tmp_path/'f', tries=4)
+    s = serve(lambda h, n, start: resume(h, n, start, sent=1000 if n == 1 else 0))
+    with pytest.raises(OSError, match='Call again to resume after the 1000 bytes'):
+        download(s.url, tmp_path/'f', tries=4)
     assert s.pauses == [2, 4, 8] and not (tmp_path/'f').exists()
     assert download(serve(resume).url, tmp_path/'f').read_bytes() == body
 
@@ -351,11 +417,12 @@ def test_gives_up_and_goes_on(serve, tmp_path):
 def test_refused_connection(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, 'sleep', lambda seconds: None)
     with Server(('127.0.0.1', 0), BaseHTTPRequestHandler) as server: port = server.server_port
-    with pytest.raises(OSError, match=f'http://127.0.0.1:{port}/x: .*refused'): download(f'http://127.0.0.1:{port}/x', tmp_path/'f', tries=2)
+    url = f'http://127.0.0.1:{port}/x'
+    with pytest.raises(OSError, match=f'{url}: .*refused'): download(url, tmp_path/'f', tries=2)
 
 
 def test_server_that_cannot_resume(serve, tmp_path):
-    (tmp_path/'f.part').write_bytes(body[:1000]+b'?'*400_000) # longer than the file, too
+    (tmp_path/'f.part').write_bytes(body[:1000]+b'?'*400_000) # also longer than the file
     s = serve(lambda h, n, start: send(h, body))
     assert download(s.url, tmp_path/'f').read_bytes() == body
     assert s.asked == ['bytes=401000-']
@@ -370,10 +437,14 @@ def test_server_resumes_elsewhere(serve, tmp_path):
 
 @pytest.mark.parametrize('have', [300_000, 300_001])
 def test_416(serve, tmp_path, have):
+    def reply(h, n, start):
+        if start < len(body): resume(h, n, start)
+        else: send(h, b'', 416, Content_Range=f'bytes */{len(body)}')
     (tmp_path/'f.part').write_bytes((body+b'?')[:have])
-    s = serve(lambda h, n, start: send(h, b'', 416, Content_Range=f'bytes */{len(body)}') if start >= len(body) else resume(h, n, start))
+    s = serve(reply)
     assert download(s.url, tmp_path/'f').read_bytes() == body
-    assert s.asked == [f'bytes={have}-', None][:1 if have == len(body) else 2]
+    n_requests = 1 if have == len(body) else 2
+    assert s.asked == [f'bytes={have}-', None][:n_requests]
 
 
 def test_part_that_is_too_long(serve, tmp_path):
@@ -396,23 +467,27 @@ def test_errors(serve, tmp_path, code, n):
 def test_other_size(serve, tmp_path):
     (tmp_path/'f.part').write_bytes(body[:1000])
     for reply in (resume, lambda h, n, start: send(h, body)):
-        with pytest.raises(OSError, match='the server has 300000 bytes, 300005 were expected'): download(serve(reply).url, tmp_path/'f', size=len(body)+5)
-    assert (tmp_path/'f.part').stat().st_size == 1000 # refused before anything was taken
+        with pytest.raises(OSError, match='the server has 300000 bytes, 300005 were expected'):
+            download(serve(reply).url, tmp_path/'f', size=len(body)+5)
+    assert (tmp_path/'f.part').stat().st_size == 1000 # refused before the body is read
 
 
 def test_no_length(serve, tmp_path):
     s = serve(lambda h, n, start: send(h, body[:1000] if n == 1 else body, length=False))
-    assert download(s.url, tmp_path/'f', size=len(body)).read_bytes() == body # the size says that the first was cut
-    with pytest.raises(OSError, match='more than the 299999 bytes'): download(s.url, tmp_path/'g', size=len(body)-1)
+    assert download(s.url, tmp_path/'f', size=len(body)).read_bytes() == body # the first reply is too short
+    with pytest.raises(OSError, match='more than the 299999 bytes'):
+        download(s.url, tmp_path/'g', size=len(body)-1)
     assert download(s.url, tmp_path/'h').read_bytes() == body
 
 
 def test_wrong_checksum(serve, tmp_path):
     s = serve(resume)
-    with pytest.raises(OSError, match='another file .sha256 .*removed'): download(s.url, tmp_path/'f', sha256='0'*64)
+    with pytest.raises(OSError, match='another file .sha256 .*removed'):
+        download(s.url, tmp_path/'f', sha256='0'*64)
     assert os.listdir(tmp_path) == []
     (tmp_path/'f').write_bytes(b'mine')
-    with pytest.raises(OSError, match='4 bytes, 300000 were expected.*Remove it'): download(s.url, tmp_path/'f', size=len(body))
+    with pytest.raises(OSError, match='4 bytes, 300000 were expected.*Remove it'):
+        download(s.url, tmp_path/'f', size=len(body))
     assert (tmp_path/'f').read_bytes() == b'mine'
 
 
@@ -429,13 +504,15 @@ def test_full_disk(serve, tmp_path, monkeypatch):
 def test_two_at_once(serve, tmp_path):
     both = threading.Barrier(2, timeout=20)
     def slow(h, n, start):
-        both.wait() # neither starts before the other asked
+        both.wait() # until both requests have arrived
         h.send_response(200)
         h.send_header('Content-Length', str(len(body)))
         h.end_headers()
         for i in range(0, len(body), 50_000): h.wfile.write(body[i:i+50_000])
-    s,got = serve(slow),[]
-    workers = [threading.Thread(target=lambda: got.append(download(s.url, tmp_path/'f', sha256=hashlib.sha256(body).hexdigest()))) for _ in range(2)]
+    s = serve(slow)
+    got = []
+    def work(): got.append(download(s.url, tmp_path/'f', sha256=sha256(body)))
+    workers = [threading.Thread(target=work) for _ in range(2)]
     for o in workers: o.start()
     for o in workers: o.join(30)
     assert got == [tmp_path/'f']*2 and (tmp_path/'f').read_bytes() == body
@@ -443,14 +520,25 @@ def test_two_at_once(serve, tmp_path):
 
 # ---- UCF101
 
+def split_list(videos, side, fold):
+    "Return a list file of UCF101 in which the group with the number of the fold is the test set"
+    names = [n.removeprefix('UCF-101/') for n in videos if (f'g{fold:02d}' in n) == (side == 'test')]
+    label = ' 1' if side == 'train' else ''
+    return ''.join(f'{n}{label}\r\n' for n in names).encode()
+
+
 @contextmanager
 def small_ucf101(monkeypatch, tmp_path):
-    "The two archives of UCF101, small, and what they hold"
-    videos = {f'UCF-101/{c}/v_{c}_g{g:02d}_c01.avi': c.encode() for c in ('Archery','Diving') for g in (1,2,3)}
-    lists = {f'ucfTrainTestlist/{side}list0{k}.txt': ''.join(f'{n[8:]}{" 1" if side == "train" else ""}\r\n' for n in videos if (f'g{k:02d}' in n) == (side == 'test')).encode()
-             for side in ('train','test') for k in (1,2,3)}
-    files = {'UCF101TrainTestSplits-RecognitionTask.zip': make_zip(lists.items()), 'UCF101.rar': make_rar(videos.items())}
-    monkeypatch.setattr(ucf101_module, '_ucf101_files', {n: dict(size=len(d), sha256=hashlib.sha256(d).hexdigest()) for n,d in files.items()})
+    "Replace the archives of UCF101 with two small ones; yield their names and bytes"
+    groups = product(('Archery','Diving'), (1,2,3))
+    videos = {f'UCF-101/{c}/v_{c}_g{g:02d}_c01.avi': c.encode() for c,g in groups}
+    splits = product(('train','test'), (1,2,3))
+    lists = {f'ucfTrainTestlist/{side}list0{k}.txt': split_list(videos, side, k) for side,k in splits}
+    files = {
+        'UCF101TrainTestSplits-RecognitionTask.zip': make_zip(lists.items()),
+        'UCF101.rar': make_rar(videos.items())}
+    checks = {name: dict(size=len(data), sha256=sha256(data)) for name,data in files.items()}
+    monkeypatch.setattr(ucf101_module, '_ucf101_files', checks)
     monkeypatch.setattr(ucf101_module, 'fastai_path', lambda key: tmp_path/key)
     yield files
 
@@ -459,7 +547,8 @@ def test_ucf101(serve, tmp_path, monkeypatch):
     with small_ucf101(monkeypatch, tmp_path) as files:
         s = serve(lambda h, n, start: resume(h, n, start, files[h.path.split('/')[-1]]))
         path = ucf101(url=s.url)
-        assert path == tmp_path/'data'/'UCF101'/'UCF-101' and {o.name for o in path.iterdir()} == {'Archery', 'Diving'}
+        assert path == tmp_path/'data'/'UCF101'/'UCF-101'
+        assert {o.name for o in path.iterdir()} == {'Archery', 'Diving'}
         for fold in (1,2,3):
             train,valid = ucf101_splits(path, fold)
             assert [o.name for o in valid] == [f'v_{c}_g{fold:02d}_c01.avi' for c in ('Archery','Diving')]
@@ -476,10 +565,12 @@ def test_ucf101_fails_early(serve, tmp_path, monkeypatch):
 
 
 names = st.from_regex(r'[A-Za-z]\w{0,8}/v_[\w .-]{0,8}_g\d\d_c\d\d\.avi', fullmatch=True)
+line_ends = st.sampled_from(['\n', '\r\n'])
+labels = st.sampled_from(['', ' 1', ' 101', '\t7 '])
 
 
 @settings(deadline=None)
-@given(names=st.lists(names, unique=True), end=st.sampled_from(['\n', '\r\n']), label=st.sampled_from(['', ' 1', ' 101', '\t7 ']))
+@given(names=st.lists(names, unique=True), end=line_ends, label=labels)
 def test_lists_are_read_back(names, end, label):
     assert read_list_names(''.join(f'{n}{label}{end}' for n in names)) == names
     assert read_list_names(end.join(f'{n}{label}' for n in names)) == names

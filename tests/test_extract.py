@@ -1,4 +1,7 @@
-"Extraction of whole data sets: killed, crashed, twice at once, on a full disk, on other executors. The tree must always be that of a run that nothing disturbed."
+"""Test extraction that is killed, crashes, runs twice at once, fills the disk or uses another executor.
+
+The files must always equal those of an undisturbed run.
+"""
 import errno
 import logging
 import multiprocessing
@@ -30,18 +33,20 @@ posix = pytest.mark.skipif(os.name != 'posix', reason='kills processes by signal
 
 
 def make_clips(root, n_classes, n_clips, n_frames, size):
+    "Write `n_clips` videos for each of `n_classes` classes below `root`; return their paths"
     clips = [root/f'class {i}'/f'clip {j}.avi' for i in range(n_classes) for j in range(n_clips)]
     for i,clip in enumerate(clips): write_video(clip, pictures(n_frames, *size, seed=i))
     return clips
 
 def tree(folder):
-    "All that is below `folder`, hidden or not; the report apart"
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob('*') if p.name != 'extract_videos.csv'}
+    "Return name -> bytes (None for a folder) of all below `folder`, hidden files included, except the report"
+    paths = [p for p in folder.rglob('*') if p.name != 'extract_videos.csv']
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
 
 
 @pytest.fixture(scope='module')
 def few(tmp_path_factory):
-    "A dozen small clips, one of them damaged and one none at all, and the tree of a run in one process"
+    "Return twelve clips, one damaged and one not a video, and the report and files of a run in one process"
     root = tmp_path_factory.mktemp('few')
     clips = make_clips(root/'data', 3, 4, 12, (64,48))
     clips[5].write_bytes(clips[5].read_bytes()[:6000])
@@ -55,22 +60,25 @@ def few(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
-    "Sixty clips, enough work to be interrupted, and the tree of a run that was not"
+    "Return sixty clips, which take long enough to interrupt, and the files of an uninterrupted run"
     root = tmp_path_factory.mktemp('many')
     clips = make_clips(root/'data', 5, 12, 40, (96,72))
     assert set(extract_videos(clips, root/'frames', n_workers=0).status) == {'done'}
     return clips, tree(root/'frames')
 
 
-def jpgs(clip): return [f'{clip.parent.name}{os.sep}{clip.stem}{os.sep}{i}.jpg' for i in range(len(decode(clip)))]
+def clip_folder(clip): return f'{clip.parent.name}{os.sep}{clip.stem}{os.sep}'
+
+def jpgs(clip): return [f'{clip_folder(clip)}{i}.jpg' for i in range(len(decode(clip)))]
+
+def as_jpg(arr): return encode_jpeg(np.ascontiguousarray(arr), 90, colorspace='RGB', colorsubsampling='420')
 
 def test_the_trees_are_the_frames(few, many):
-    "One jpg a frame, that of the plain decode"
+    "Check that each frame of a plain decode has one jpg, with the same pixels"
     for clip in [*few[0][:5], *many[0][:3]]:
         found = few[2] if clip in few[0] else many[1]
-        assert {o for o in found if o.startswith(f'{clip.parent.name}{os.sep}{clip.stem}{os.sep}')} == set(jpgs(clip))
-        for name,arr in zip(jpgs(clip), decode(clip), strict=True):
-            assert found[name] == encode_jpeg(np.ascontiguousarray(arr), 90, colorspace='RGB', colorsubsampling='420')
+        assert {o for o in found if o.startswith(clip_folder(clip))} == set(jpgs(clip))
+        for name,arr in zip(jpgs(clip), decode(clip), strict=True): assert found[name] == as_jpg(arr)
 
 
 
@@ -78,12 +86,18 @@ def test_the_trees_are_the_frames(few, many):
 
 @contextmanager
 def dask():
-    "A cluster of two workers on this machine"
+    "Start a Dask cluster of two workers on this machine and yield its executor"
     distributed = pytest.importorskip('distributed')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster: # a heartbeat that meets the end of the cluster is an error to it
+    # Dask logs an error if a heartbeat arrives while the cluster closes
+    kwargs = dict(processes=True, dashboard_address=None, silence_logs=logging.CRITICAL)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **kwargs) as cluster:
         with distributed.Client(cluster) as client, client.get_executor() as executor: yield executor
 
-executors = dict(dask=dask, threads=lambda: ThreadPoolExecutor(3), spawn=lambda: ProcessPoolExecutor(2, multiprocessing.get_context('spawn')), local=lambda: None)
+def threads(): return ThreadPoolExecutor(3)
+
+def spawn(): return ProcessPoolExecutor(2, multiprocessing.get_context('spawn'))
+
+executors = dict(dask=dask, threads=threads, spawn=spawn, local=lambda: None)
 
 @pytest.mark.parametrize('name', executors)
 def test_executors(name, few, tmp_path, recwarn, capfd):
@@ -94,7 +108,9 @@ def test_executors(name, few, tmp_path, recwarn, capfd):
         with pool as executor: got = extract_videos(clips, tmp_path/'frames', executor=executor)
     pd.testing.assert_frame_equal(got, report)
     assert tree(tmp_path/'frames') == expected
-    assert ['2 of 12' in str(o.message) for o in recwarn if 'fork' not in str(o.message)] == [True] # Python 3.12 and 3.13 fork, and warn of the threads that dask left
+    # Python 3.12 and 3.13 warn if a process with threads forks; Dask leaves threads
+    messages = [str(o.message) for o in recwarn if 'fork' not in str(o.message)]
+    assert ['2 of 12' in o for o in messages] == [True]
     assert capfd.readouterr().err == ''
 
 
@@ -107,7 +123,7 @@ import vidseq.video.extract
 
 scan_video = vidseq.video.extract.scan_video
 def dying(path, each=None, *args):
-    "At frame 20 of a clip that the file `always` names, or `once`, which goes then, the process dies"
+    "Kill the process at frame 20 of a clip that the file `always` or `once` names; remove `once` first"
     def frame(i, img):
         each(i, img)
         for o in (Path('always'), Path('once')):
@@ -122,26 +138,28 @@ if __name__ == '__main__':
     print('ready', flush=True)
     sys.stdin.readline()
     clips = sorted(Path('data').rglob('*.avi'), reverse=order == 'down')
-    report = vidseq.video.extract.extract_videos(clips, 'frames', n_workers=int(n_workers), force=bool(int(force)))
+    kwargs = dict(n_workers=int(n_workers), force=bool(int(force)))
+    report = vidseq.video.extract.extract_videos(clips, 'frames', **kwargs)
     assert not set(report.status)-{'done','skipped'}, report.to_csv()
 '''
 
 started = []
 def end(p):
-    "Nothing of its group is left"
+    "Kill the process group of `p`"
     with suppress(ProcessLookupError, PermissionError): os.killpg(p.pid, signal.SIGKILL)
     p.communicate()
 
 def start(folder, order='up', force=0, n_workers=2):
-    "A process, with a group of its own, that extracts once it is told to"
+    "Start a process in its own process group; it extracts when `go` tells it to"
     (folder/'run.py').write_text(script)
-    p = subprocess.Popen([sys.executable, 'run.py', order, str(force), str(n_workers)], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         start_new_session=True, env=child_env())
+    command = [sys.executable, 'run.py', order, str(force), str(n_workers)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(command, cwd=folder, start_new_session=True, env=child_env(), **pipes)
     started.append(p)
     return p
 
 def go(*ps):
-    "All at the same time"
+    "Wait until all processes are ready, then let them extract at the same time"
     for p in ps: assert p.stdout.readline() == 'ready\n'
     for p in ps:
         p.stdin.write('\n')
@@ -158,16 +176,18 @@ def run(folder, **kwargs):
 
 @pytest.fixture
 def place(many, tmp_path):
+    "Yield a folder with the clips of `many`; kill the processes that a test started"
     (tmp_path/'data').symlink_to(many[0][0].parent.parent)
     yield tmp_path
     while started: end(started.pop())
 
 def kill(p, group):
+    "Kill process `p`, with its workers if `group`"
     (os.killpg if group else os.kill)(p.pid, signal.SIGKILL)
     p.wait()
 
 def wait_for_orphans(p, frames):
-    "Workers that outlive their parent finish what they have in hand; then they are killed"
+    "Wait until workers that outlive their parent have finished their clips, then kill them"
     quiet = 0
     while quiet < 5:
         time.sleep(.1)
@@ -175,12 +195,14 @@ def wait_for_orphans(p, frames):
     end(p)
 
 def interrupt(place, expected, moment, group):
+    "Kill an extraction after `moment` seconds and resume it; return the fraction that was done before"
     p = start(place)
     go(p)
     time.sleep(moment)
     kill(p, group)
     got = tree(place/'frames') if (place/'frames').exists() and group else {}
-    assert all(got[k] == expected[k] for k in got if '.vidseq-' not in k) # what has its name is whole
+    # A file with its final name is complete
+    assert all(got[k] == expected[k] for k in got if '.vidseq-' not in k)
     run(place)
     if not group: wait_for_orphans(p, place/'frames')
     assert tree(place/'frames') == expected
@@ -194,7 +216,8 @@ def test_killed_and_called_again(many, place, group): interrupt(place, many[1], 
 @pytest.mark.slow
 @pytest.mark.parametrize('group', [True,False], ids=['all','parent'])
 @pytest.mark.parametrize('moment', [round(.1*(i+random.Random(i).random()), 3) for i in range(10)])
-def test_killed_at_many_moments(many, place, group, moment): print(moment, interrupt(place, many[1], moment, group))
+def test_killed_at_many_moments(many, place, group, moment):
+    print(moment, interrupt(place, many[1], moment, group))
 
 @posix
 def test_a_worker_dies_once(many, place):
@@ -211,7 +234,8 @@ def test_a_deadly_clip_is_named_and_the_rest_done(many, place):
     go(p)
     err = p.communicate(timeout=120)[1]
     for o in lost: assert f'data/{o}.avi,failed,0,,"the process that decoded it died' in err
-    assert tree(place/'frames') == {k: v for k,v in many[1].items() if not any(k == o or k.startswith(f'{o}/') for o in lost)}
+    def is_lost(k): return any(k == o or k.startswith(f'{o}/') for o in lost)
+    assert tree(place/'frames') == {k: v for k,v in many[1].items() if not is_lost(k)}
 
 def _die_at_3(i):
     if i == 3: os.kill(os.getpid(), signal.SIGKILL)
@@ -223,13 +247,14 @@ def _fail_and_die(i):
 
 @posix
 def test_many_tasks_left_when_a_worker_dies():
-    "The pool ends them while the caller looks on: the threads take turns as often as they can"
+    "Check with frequent thread switches, because the pool's thread cancels tasks while the caller waits"
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
+    def run_all(f): return parallel_map(f, range(1000), n_workers=2, crashed=lambda i: -1)
     try:
-        assert list(parallel_map(_die_at_3, range(1000), n_workers=2, crashed=lambda i: -1)) == [0,1,2,-1,*range(4,1000)]
+        assert list(run_all(_die_at_3)) == [0,1,2,-1,*range(4,1000)]
         for _ in range(5):
-            with pytest.raises(ZeroDivisionError): parallel_map(_fail_and_die, range(1000), n_workers=2, crashed=lambda i: -1)
+            with pytest.raises(ZeroDivisionError): run_all(_fail_and_die)
     finally: sys.setswitchinterval(usual)
 
 @posix
@@ -245,7 +270,7 @@ def test_twice_at_once(many, place, order, force):
 # A full disk
 
 def full_disk(room, write=os.write):
-    "`os.write` on a disk with room for so many bytes: as much as there is, then an error"
+    "Return a replacement of `os.write` that writes `room` bytes in total, then raises `ENOSPC`"
     def limited(handle, data):
         nonlocal room
         if not room: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -258,36 +283,43 @@ def test_full_disk(few, tmp_path, monkeypatch):
     clips,report,expected = few
     with monkeypatch.context() as m:
         m.setattr(os, 'write', full_disk(100_000))
-        with pytest.raises(OSError, match='free some disk space and call again to resume') as e: extract_videos(clips, tmp_path/'frames', n_workers=0)
+        with pytest.raises(OSError, match='free some disk space and call again to resume') as e:
+            extract_videos(clips, tmp_path/'frames', n_workers=0)
     assert e.value.errno == errno.ENOSPC and str(tmp_path/'frames') in str(e.value)
     got = tree(tmp_path/'frames')
     assert 5 < len(got) < 40 and all(expected[k] == v for k,v in got.items())
-    with pytest.warns(UserWarning, match='2 of 12'): again = extract_videos(clips, tmp_path/'frames', n_workers=0)
+    with pytest.warns(UserWarning, match='2 of 12'):
+        again = extract_videos(clips, tmp_path/'frames', n_workers=0)
     assert tree(tmp_path/'frames') == expected
     assert list(again.frames) == list(report.frames)
 
 def test_no_room_for_the_report(few, tmp_path, monkeypatch):
     def to_csv(self, *args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(pd.DataFrame, 'to_csv', to_csv)
-    with pytest.raises(OSError, match='writing the report. Complete frames are kept: free some disk space.*extract_videos.csv'): extract_videos(few[0][:2], tmp_path/'frames', n_workers=0)
+    message = 'writing the report. Complete folders are kept: free some disk space.*extract_videos.csv'
+    with pytest.raises(OSError, match=message): extract_videos(few[0][:2], tmp_path/'frames', n_workers=0)
     assert os.listdir(tmp_path/'frames') == ['class 0']
 
 
 # Folders and names
 
 def test_names(tmp_path):
-    names = ['two words', "it's", 'say "x"', '-x', '%d', 'a%03d', 'é 視頻', 'a:b', 'http:x', 'two\nlines', 'a.b', '[x]', '*', 'end ']
+    names = [
+        'two words', "it's", 'say "x"', '-x', '%d', 'a%03d', 'é 視頻', 'a:b', 'http:x', 'two\nlines', 'a.b',
+        '[x]', '*', 'end ']
     if os.name == 'nt': names = [o for o in names if not set('":*\n') & set(o) and o == o.strip()]
     if sys.platform == 'linux': names.append(os.fsdecode(b'caf\xe9'))
-    clips = [write(tmp_path/'a.avi', n=3)]+[tmp_path/'data'/'class'/f'{o}.avi' for o in names]
-    clips[1].parent.mkdir(parents=True)
-    for clip in clips[1:]: clip.write_bytes(clips[0].read_bytes())
-    report = extract_videos(clips[1:], n_workers=0)
-    assert list(report.file) == [str(o) for o in clips[1:]] and set(report.status) == {'done'}
-    assert {os.path.relpath(k, 'class') for k,v in tree(tmp_path/'data-frames').items() if v is None} == {'.', *names}
+    data = write(tmp_path/'a.avi', n=3).read_bytes()
+    clips = [tmp_path/'data'/'class'/f'{o}.avi' for o in names]
+    clips[0].parent.mkdir(parents=True)
+    for clip in clips: clip.write_bytes(data)
+    report = extract_videos(clips, n_workers=0)
+    assert list(report.file) == [str(o) for o in clips] and set(report.status) == {'done'}
+    folders = [k for k,v in tree(tmp_path/'data-frames').items() if v is None]
+    assert {os.path.relpath(k, 'class') for k in folders} == {'.', *names}
     fname = tmp_path/'data-frames'/'extract_videos.csv'
     assert list(pd.read_csv(fname, encoding_errors='surrogateescape').file) == list(report.file)
-    assert set(check_videos(clips[1:], n_workers=0).status) == {'whole'}
+    assert set(check_videos(clips, n_workers=0).status) == {'whole'}
 
 @pytest.mark.parametrize('name', ['..avi', '...avi', '.vidseq-x.part.avi'])
 def test_names_that_make_no_folder(tmp_path, name):
@@ -314,10 +346,11 @@ def test_damaged_frames_do_not_end_the_batch(tmp_path):
     assert list(extract_videos(clips, n_workers=0, force=True).status) == ['done']*3
 
 def test_a_folder_that_may_not_be_written(tmp_path):
-    if os.name != 'posix' or os.geteuid() == 0: pytest.skip('the right to write everywhere')
+    if os.name != 'posix' or os.geteuid() == 0: pytest.skip('this user may write everywhere')
     clips = make_clips(tmp_path/'data', 1, 1, 4, (64,48))
     (tmp_path/'frames').mkdir(mode=0o500)
-    with pytest.raises(PermissionError, match='clip 0.avi'): extract_videos(clips, tmp_path/'frames', n_workers=0)
+    with pytest.raises(PermissionError, match='clip 0.avi'):
+        extract_videos(clips, tmp_path/'frames', n_workers=0)
 
 
 # Memory
@@ -341,6 +374,7 @@ def peak_of(what, video, out): return float(run_python('-c', measure, what, vide
 
 @pytest.fixture(scope='module')
 def long_and_short(tmp_path_factory):
+    "Write a video of 20,000 frames and one of 200"
     tmp = tmp_path_factory.mktemp('long')
     return [write(tmp/f'{n}.avi', n=n, w=160, h=120) for n in (20_000,200)]
 

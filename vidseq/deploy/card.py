@@ -31,11 +31,11 @@ def _validate_quietly(learn):
 
 @learner_method
 def model_card(learn:Learner, # Trained learner with its `DataLoaders`
-               group=ucf_group, # Group of a clip, as for `leaked_groups`
+               group=ucf_group, # Function from a path to its group, as for `leaked_groups`
               )->dict: # Data that JSON can hold
     """Return the model card: number of clips, versions and, with a validation set, leaked groups and scores.
 
-    Scores are measured now. Without data, as after `load_pretrained`, return the card that was saved.
+    This call computes the scores. Without data, as after `load_pretrained`, return the saved card.
     Method: [Mitchell et al., Model Cards for Model Reporting](https://arxiv.org/abs/1810.03993)."""
     counts = _count_clips(learn.dls)
     if not counts['train_clips']: return getattr(learn, 'card', {})
@@ -46,14 +46,14 @@ def model_card(learn:Learner, # Trained learner with its `DataLoaders`
 
 # %% ../../nbs/70_deploy.card.ipynb #ca536e8a
 def escape_markdown(o)->str:
-    "Return one line of Markdown that renders as the text of `o`, also in a table"
+    "Return one line of Markdown that renders as the text of `o`, including in tables"
     line = ' '.join(str(o).split())
     line = re.sub(r'[\\`*_{}\[\]#]', r'\\\g<0>', line)
-    return re.sub('[&<>|$~]|:(?=//)', lambda m: f'&#{ord(m[0])};', line) # the last prevents links
+    return re.sub('[&<>|$~]|:(?=//)', lambda m: f'&#{ord(m[0])};', line) # the last one prevents links
 
 # %% ../../nbs/70_deploy.card.ipynb #bed9974a
-_outputs = {'class': 'one of {} classes', 'classes': 'any number of {} classes', 'numbers': '{} numbers'}
-_described = {'name', 'license', 'train_clips', 'valid_clips', 'groups_on_both_sides', 'scores', 'versions'}
+_predictions = {'class': 'one of {} classes', 'classes': 'any number of {} classes', 'numbers': '{} numbers'}
+_known_keys = {'name', 'license', 'train_clips', 'valid_clips', 'groups_on_both_sides', 'scores', 'versions'}
 
 def _front_matter(card):
     "Return the metadata for the Hub: YAML between two lines of dashes"
@@ -65,7 +65,7 @@ def _front_matter(card):
 def _output_text(labels, seq_len):
     "Return a sentence with the input and the outputs of the model, and the names of the classes"
     vocab = labels.get('vocab', [])
-    outputs = _outputs[labels['kind']].format(labels.get('n', len(vocab)))
+    outputs = _predictions[labels['kind']].format(labels.get('n', len(vocab)))
     names = f': {", ".join(map(escape_markdown, vocab))}' if vocab else ''
     return f'This model reads {seq_len} frames of a video and predicts {outputs}{names}.'
 
@@ -104,7 +104,7 @@ def card_markdown(config:dict, # Contents of `config.json`
                  )->str:
     "Return the text of `README.md`: YAML metadata, outputs, example, data and split, scores, notes, versions"
     card = config['card']
-    notes = {k: v for k,v in card.items() if k not in _described}
+    notes = {k: v for k,v in card.items() if k not in _known_keys}
     parts = [_front_matter(card), f'# {escape_markdown(card.get("name", folder_name))}']
     parts += [_output_text(config['labels'], config['clips']['seq_len'])]
     parts += ['## How to use', _usage_code(config, folder_name)]

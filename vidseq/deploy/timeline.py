@@ -98,7 +98,7 @@ def predict_timeline(learn:Learner, # Trained classifier
                      window:float=2., # Length of a window in seconds
                      stride:float=1., # Seconds between the starts of two windows
                      fps:float=None, # Frame rate; default: of the video, or of the learner's frame folders
-                     bs:int=16, # Windows in a batch
+                     bs:int=16, # Windows per batch
                      seconds:float=None, # Stop after this time, e.g. for a camera
                     )->pd.DataFrame: # `start` and `end` of each window in seconds, one column per class
     """Predict the class probabilities of sliding windows along a video, in constant memory.

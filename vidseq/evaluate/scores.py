@@ -74,7 +74,9 @@ def group_interval(values, # A number for each clip, e.g. 1 if its prediction is
                    n:int=10000, # Number of bootstrap samples
                    seed:int=0, # The same seed gives the same interval
                   )->tuple: # Lower and upper bound
-    "Return the confidence interval of the mean of `values`, by a percentile bootstrap over groups"
+    """Return the confidence interval of the mean of `values`, by a percentile bootstrap over groups.
+
+    Method: [Efron, 1979](https://doi.org/10.1214/aos/1176344552), with groups as the resampled units."""
     values = np.asarray(values, float)
     _,group_ids = np.unique([str(o) for o in groups], return_inverse=True)
     sums,sizes = np.bincount(group_ids, values),np.bincount(group_ids)
@@ -127,7 +129,7 @@ class Scores:
 
     @property
     def mean_class_accuracy(self):
-        "Return the mean of the accuracies of the classes, which gives rare classes the same weight"
+        "Return the mean of the accuracies of the classes, which weights all classes equally"
         return float(self.per_class().accuracy.mean())
 
     def interval(self, level:float=.95 # Confidence level
@@ -191,7 +193,7 @@ def _class_indices(labels, paths, vocab):
 
 @learner_method
 def evaluate(learn:Learner, # Trained learner
-             dl=None, # Labelled clips; default: the validation set
+             dl=None, # Labeled clips; default: the validation set
              labels=None, # Labels of a `dl` without labels: a list, or a function of a path as `parent_label`
              n_views:int=1, # Clips of each video, spread from its start to its end
              crops:int=1, # Crops of each clip: 1 or 3
@@ -230,7 +232,7 @@ def _random_order(n, rng):
 
 @learner_method
 def time_sensitivity(learn:Learner, # Trained learner
-                     dl=None, # Labelled clips; default: the validation set
+                     dl=None, # Labeled clips; default: the validation set
                      n_shuffles:int=3, # Number of random orders to average
                      seed:int=0, # The same seed gives the same orders
                     )->pd.Series: # Accuracy for 'ordered', 'reversed', 'shuffled' and 'one frame'

@@ -21,7 +21,7 @@ def _cpu_has_bf16():
     return any(capabilities.get(o, False) for o in _bf16_capabilities)
 
 def amp_mode(device:torch.device)->AMPMode: # None for full precision
-    "Return the half precision that `device` computes in hardware"
+    "Return the 16-bit format that `device` supports in hardware"
     if device.type == 'cuda':
         return AMPMode.BF16 if torch.cuda.get_device_capability(device) >= (8,0) else AMPMode.FP16
     return AMPMode.BF16 if device.type == 'cpu' and _cpu_has_bf16() else None

@@ -85,14 +85,15 @@ def _bound_arguments(model, settings):
     return call.arguments
 
 def _norm_stats(norm):
-    "Return the mean and standard deviation of a `Normalize`, per channel, as lists; None for None"
+    "Return the mean and standard deviation of each channel of a `Normalize` as lists; None for None"
     return norm and [o.flatten().tolist() for o in (norm.mean, norm.std)]
 
 def _close_stats(a, b):
     "Return whether two pairs of mean and standard deviation agree within 0.01"
     return all(len(o) == len(p) and np.allclose(o, p, rtol=0, atol=.01) for o,p in zip(a, b))
 
-def _stats_text(stats): return f'mean {stats[0]}, std {stats[1]}' if stats else 'nothing'
+def _stats_text(stats):
+    return f'normalized with mean {stats[0]}, std {stats[1]}' if stats else 'not normalized'
 
 def _warn_other_stats(dls, arch):
     "Warn if frames are not normalized with the statistics of the pretrained weights of `arch`"
@@ -103,8 +104,8 @@ def _warn_other_stats(dls, arch):
     if found and len(found[0]) == 1: expected = [[sum(o)/len(o)] for o in expected] # gray frames
     if found and _close_stats(found, expected): return
     name = getattr(arch, '__name__', arch)
-    warnings.warn(f'{name}: its pretrained weights expect frames normalized with {_stats_text(expected)}, '
-                  f'but these frames are normalized with {_stats_text(found)}. Create the DataLoaders with '
+    warnings.warn(f'{name}: its pretrained weights expect frames {_stats_text(expected)}, '
+                  f'but these frames are {_stats_text(found)}. Create the DataLoaders with '
                   'batch_tfms=[…, Normalize.from_stats(*pretrained_stats(…))].', stacklevel=3)
 
 @delegates(Learner.__init__)

@@ -54,7 +54,7 @@ def _load_recorder_state(learn, saved):
     rec.smooth_loss.val = torch.tensor(saved['smooth_loss']['val'])
 
 def _rng_loaders(learn):
-    "Return the loaders that shuffle, which several processes wrap in loaders of their own"
+    "Return the loaders that shuffle, unwrapped from the `DistributedDL` of training in several processes"
     return [vars(o).get('dl', o) for o in learn.dls.loaders]
 
 def _loaders_state(learn):
@@ -98,7 +98,7 @@ _state_functions = {
     'loaders': (_loaders_state, _load_loaders_state),
     'scaler': (_scaler_state, _load_scaler_state),
     'trackers': (_trackers_state, _load_trackers_state),
-    'rng': (_rng_state, _load_rng_state)} # last, so that loading other parts cannot draw after it
+    'rng': (_rng_state, _load_rng_state)} # last, because loading other parts may draw random numbers
 
 def _training_state(learn): return {k: save(learn) for k,(save,_) in _state_functions.items()}
 
@@ -107,7 +107,7 @@ def _load_training_state(learn, saved):
 
 # %% ../../nbs/52_train.resume.ipynb #04033eef
 class _CompletedEpochs(int):
-    "Mark `n_epoch` of a completed fit: fastai calls `before_fit` to validate and to predict, too"
+    "Mark `n_epoch` of a completed fit, because fastai also calls `before_fit` to validate and predict"
 
 class ResumeTraining(Callback):
     """Save the state of training to `fname` after each epoch; resume from it when the program runs again.
@@ -129,7 +129,7 @@ class ResumeTraining(Callback):
         if self.start: self._mute()
 
     def before_epoch(self):
-        "Skip completed epochs, and load the state at the first of the others"
+        "Skip completed epochs, and load the saved state before the first remaining one"
         if self.epoch < self.start: raise CancelEpochException()
         if self.saved and self.epoch == self.start: self._restore()
 
@@ -148,11 +148,11 @@ class ResumeTraining(Callback):
         self.phase,self.saved = 0,None
 
     def _mute(self):
-        "Stop printing, until completed epochs are skipped"
+        "Stop printing while completed epochs are skipped"
         self.muted_logger,self.learn.logger = self.learn.logger,noop
 
     def _is_training(self):
-        "Return whether this fit trains, and doesn't search a learning rate, validate or predict"
+        "Return whether this fit is training, not a learning rate search, validation or prediction"
         searches,completed = hasattr(self.learn, 'lr_finder'),isinstance(self.n_epoch, _CompletedEpochs)
         return self.opt is not None and not searches and not completed
 
