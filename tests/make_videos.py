@@ -20,10 +20,14 @@ def pictures(n=20, w=64, h=48, seed=0):
 
 
 def _sound(container, stream, seconds):
-    stream.codec_context.layout, stream.codec_context.sample_rate = 'mono', 16000
+    "Encode `seconds` of mono audio at 16 kHz"
+    stream.codec_context.layout = 'mono'
+    stream.codec_context.sample_rate = 16000
     for i in range(int(seconds*16000/1024)):
-        frame = av.AudioFrame.from_ndarray(np.full((1,1024), .1*(i%2), np.float32), format='fltp', layout='mono')
-        frame.sample_rate, frame.pts = 16000, 1024*i
+        samples = np.full((1,1024), .1*(i%2), np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format='fltp', layout='mono')
+        frame.sample_rate = 16000
+        frame.pts = 1024*i
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
 
@@ -85,7 +89,8 @@ def decode(path, format='rgb24'):
     "Return all frames of the first video stream, upright, in the size of the first frame"
     lenient = dict(metadata_errors='ignore') if int(av.__version__.split('.')[0]) < 19 else {}
     with av.open(f'file:{os.fspath(path)}', **lenient) as container:
-        frames, size = [], {}
+        frames = []
+        size = {}
         for frame in container.decode(container.streams.video[0]):
             size = size or dict(width=frame.width, height=frame.height)
             arr = frame.to_ndarray(format=format, threads=1, **size)[...,:3]

@@ -1,7 +1,7 @@
-"Run the lines that a new user writes first, in a fresh process, with small settings and without a download."
+"Run the first lines of a new user in a new process, with small settings and without a download"
 import os
-import subprocess
-import sys
+
+from conftest import run_python
 
 start = '''
 import warnings; warnings.simplefilter('ignore')
@@ -11,7 +11,9 @@ from vidseq.all import *
 
 lines = start + '''
 for motion in ('Grow', 'Shrink', 'MoveLeft'):
-    for p in range(5): write_video(f'my_videos/{motion}/p{p}_{motion}.avi', draw_clip(motion, p, 0, n=12, size=(64,48)))
+    for p in range(5):
+        clip = draw_clip(motion, p, 0, n=12, size=(64,48))
+        write_video(f'my_videos/{motion}/p{p}_{motion}.avi', clip)
 write_video('new.mp4', draw_clip('Grow', 9, 0, n=12, size=(64,48)), codec='libx264')
 
 path  = Path('my_videos')
@@ -20,7 +22,8 @@ learn = video_learner(dls, RNNModel, arch=resnet18, metrics=accuracy, pretrained
 learn.fine_tune(1)
 predictions = learn.predict_video('new.mp4')
 print(evaluate(learn))
-learn.save_pretrained('my_model'); loaded = load_pretrained('my_model').predict_video('new.mp4')
+learn.save_pretrained('my_model')
+loaded = load_pretrained('my_model').predict_video('new.mp4')
 
 assert len(predictions) == 3 and abs(sum(p for _,p in predictions) - 1) < 1e-5
 assert [name for name,_ in predictions] == [name for name,_ in loaded]
@@ -29,22 +32,18 @@ assert not leaked_groups(dls, '^[^_]+')
 '''
 
 methods = start + '''
-names = 'predict_video predict_timeline explain explain_gif evaluate time_sensitivity frame_importance class_activation model_card save_pretrained to_amp'
+names = 'predict_video predict_timeline explain explain_gif evaluate time_sensitivity frame_importance'
+names += ' class_activation model_card save_pretrained to_amp'
 for name in names.split(): assert getattr(Learner, name) is globals()[name], name
 for name in ('save_model', 'load_model'): assert globals()[name].__module__.startswith('fastai'), name
 '''
 
 
-def run(code, folder):
-    res = subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True)
-    assert res.returncode == 0, res.stderr[-3000:]
-    return res.stdout
-
-
 def test_from_a_folder_of_videos_to_a_saved_model(tmp_path):
-    out = run(lines, tmp_path)
+    out = run_python('-c', lines, cwd=tmp_path)
     assert 'Split by group' in out and '95 % confidence interval' in out
     assert sorted(os.listdir(tmp_path/'my_model')) == ['README.md', 'config.json', 'model.safetensors']
 
 
-def test_what_takes_a_trained_learner_is_a_function_and_a_method(tmp_path): run(methods, tmp_path)
+def test_what_takes_a_trained_learner_is_a_function_and_a_method(tmp_path):
+    run_python('-c', methods, cwd=tmp_path)

@@ -98,7 +98,7 @@ def videos(tmp_path_factory):
 def same(a, b): return len(a) == len(b) and all(np.array_equal(x, y) for x,y in zip(a, b))
 
 def check(path, expected, folder):
-    "Check that all functions that read `path` return the frames `expected`; return the status of its extraction"
+    "Check that all readers of `path` return the frames `expected`; return the status of its extraction"
     got = {}
     assert scan_video(path, lambda i,img: got.update({i: img.copy()})).frames == len(expected)
     assert list(got) == list(range(len(expected)))
