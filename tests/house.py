@@ -54,6 +54,19 @@ BANNED = {
     r'takes? no more than': 'needs at most',
     r'said in one line': 'reported in one line',
     r'what can be told': 'the arguments that',
+    r'as it is made for': 'of the size that it accepts',
+    r'loses where': 'loses the position',
+    r'the last bit': 'exactly',
+    r'takes apart': 'splits',
+    r'stands beside': 'is next to',
+    r'says nothing': 'does not show',
+    r'half[- ]written': 'incomplete',
+    r'folder above': 'parent folder',
+    r'sooner or later': 'eventually',
+    r'whoever|nobody|anybody': 'the user, no user',
+    r'rightly|wrongly': 'correctly, incorrectly',
+    r'colour\w*|neighbour\w*|behaviour|centred?|grey|labelled|licences?': 'American spelling',
+    r'(normal|recogn|memor|initial|serial|quant)is(e|es|ed|ing|ation)': 'American spelling',
 }
 # The imperative verbs that begin docstrings
 VERBS = set('''

@@ -48,8 +48,8 @@ def prepared(tmp_path_factory):
 def test_modules_equal_their_notebooks(prepared):
     for module in sorted((root/'vidseq').rglob('*.py')):
         copy = prepared/module.relative_to(root)
-        same = module.read_text(encoding='utf-8') == copy.read_text(encoding='utf-8')
-        assert same, f'{module} differs from its notebook: make prep'
+        text,exported = (o.read_text(encoding='utf-8') for o in (module, copy))
+        assert text == exported, f'{module} differs from its notebook: make prep'
 
 
 def test_every_module_comes_from_a_notebook():
@@ -63,15 +63,15 @@ def test_notebooks_are_named_after_their_modules():
     "Check that the first digit is the number of the package and that `10_video.decode` exports video.decode"
     for nb in (root/'nbs').glob('[0-9]*.ipynb'):
         number,_,module = nb.stem.partition('_')
-        assert re.search(rf'default_exp {re.escape(module)}(?![\w.])', nb.read_text(encoding='utf-8')), nb.name
+        text = nb.read_text(encoding='utf-8')
+        assert re.search(rf'default_exp {re.escape(module)}(?![\w.])', text), nb.name
         assert int(number[0]) == house.PACKAGES.index(module.split('.')[0]), nb.name
 
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
 def test_notebooks_are_clean_and_small(prepared, nb):
-    cleaned = prepared/nb.relative_to(root)
-    same = nb.read_text(encoding='utf-8') == cleaned.read_text(encoding='utf-8')
-    assert same, f'{nb.name} has metadata in it: make prep'
+    text,cleaned = (o.read_text(encoding='utf-8') for o in (nb, prepared/nb.relative_to(root)))
+    assert text == cleaned, f'{nb.name} has metadata in it: make prep'
     assert nb.stat().st_size < 700_000, f'{nb.name} is too large. Make its figures smaller.'
 
 
