@@ -297,4 +297,4 @@ def main(argv=None # Arguments; default: those of the process
     except KeyboardInterrupt: return 130
 
 # %% ../nbs/90_cli.ipynb #fbc6cfe2
-if __name__ == '__main__': sys.exit(main()) # python -m vidseq.cli, for launchers
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # python -m vidseq.cli, for launchers

@@ -85,8 +85,8 @@ def _page(title, *body):
 
 def _intro(dls, about):
     counts = f'{len(dls.train.items)} training clips and {len(dls.valid.items)} validation clips'
-    return P(f'{counts} of {len(dls.vocab)} classes. {about} Every model was trained from scratch, for about '
-             'the same time.')
+    about = f'{about} Every model was trained for about the same time.'
+    return P(f'{counts} of {len(dls.vocab)} classes. {about}')
 
 def _score_table(learners, best):
     return Table(Tr(*map(Th, _columns)), *[_score_row(k, o, k == best) for k,o in learners.items()])
