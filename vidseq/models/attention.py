@@ -15,7 +15,7 @@ def apply_rotary(x:torch.Tensor, # …,n,d
                  sin:torch.Tensor, # n,e with e even and at most d
                  cos:torch.Tensor, # n,e
                 )->torch.Tensor: # …,n,d
-    "Rotate pairs of the first e features by the angles of their positions ([RoFormer](https://arxiv.org/abs/2104.09864))"
+    "Rotate pairs of the first e features by their positions ([RoFormer](https://arxiv.org/abs/2104.09864))"
     e = sin.shape[-1]
     sin,cos = sin.to(x.dtype),cos.to(x.dtype)
     x,rest = x[...,:e],x[...,e:]

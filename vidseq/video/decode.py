@@ -26,7 +26,7 @@ from ..files import atomic_file, walk_folders
 class VideoError(ValueError):
     "Report a video that cannot be used: the file `path`, the problem `found` in it and the fix `todo`"
     def __init__(self, path, found='', todo='Check that it plays. If it does not, replace or remove it.'):
-        super().__init__(path, found, todo) # all three in `args`, so that a worker process can pickle the error
+        super().__init__(path, found, todo) # all in `args`, so that a worker process can pickle the error
         store_attr()
     def __str__(self):
         # PyTorch's DataLoader re-creates a worker's error from its message alone, which becomes `path`
@@ -189,7 +189,7 @@ def extract_frames(video_path:str|Path # Video file
 
 # %% ../../nbs/10_video.decode.ipynb #0faf4480
 def read_arrays(path, idxs, size=None):
-    "Return the frames `idxs` as upright uint8 arrays: H,W,3, or with `size` H,W,4, which scales twice as fast"
+    "Return the frames `idxs` as upright uint8 arrays H,W,3, or with `size` H,W,4 (scaled twice as fast)"
     idxs = [int(i) for i in idxs]
     if not idxs or min(idxs) < 0:
         raise ValueError(f'{path}: invalid frame numbers {idxs}. Give at least one; they start at 0.')
@@ -214,7 +214,7 @@ def read_frames(path:str|Path, # Video file
 
     Raise `VideoError` if a frame does not exist, and `ValueError` if `idxs` is empty or negative."""
     arrays = read_arrays(path, idxs, size)
-    return np.stack([np.asarray(pil_image(o)) for o in arrays]) # PIL drops the fourth channel faster than NumPy
+    return np.stack([np.asarray(pil_image(o)) for o in arrays]) # PIL drops the fourth channel faster
 
 # %% ../../nbs/10_video.decode.ipynb #bba965d2
 def _to_rgb_array(to_rgb, frame): return np.ascontiguousarray(to_rgb(frame)[...,:3]) # H,W,4 -> H,W,3
@@ -227,7 +227,7 @@ def _iter_converters(name, frames, size):
 def stream_frames(source, # Video file, or an open PyAV container: a camera or a network stream
                   size:int=None, # Scale the short side to `size` pixels
                  ): # Generator of functions that return an upright H,W,3 uint8 array
-    "Yield, for each frame of `source` in display order, a function that converts it; keep no frames in memory"
+    "Yield, for each frame of `source` in display order, a function that converts it; store no frames"
     if isinstance(source, (str,Path)):
         with open_video(source) as (container, stream):
             yield from _iter_converters(source, container.decode(stream), size)
