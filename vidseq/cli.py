@@ -287,7 +287,7 @@ def main(argv=None # Arguments; default: those of the process
     "Run the `vidseq` command"
     args = _parser().parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning) # for developers of the libraries, not for users
-    warnings.filterwarnings('ignore', message='.* have missing or unusable frames') # `print_problems` lists each video
+    warnings.filterwarnings('ignore', message='.* missing or unusable frames') # printed by `print_problems`
     try:
         with _quiet_stack(): return args.run(args) or 0
     except (ValueError, OSError) as e: # VideoError is a ValueError
