@@ -344,8 +344,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vidseq.deploy.saving._config_bytes': ('deploy.saving.html#_config_bytes', 'vidseq/deploy/saving.py'),
                                       'vidseq.deploy.saving._config_errors': ( 'deploy.saving.html#_config_errors',
                                                                                'vidseq/deploy/saving.py'),
-                                      'vidseq.deploy.saving._data_settings': ( 'deploy.saving.html#_data_settings',
-                                                                               'vidseq/deploy/saving.py'),
                                       'vidseq.deploy.saving._empty_dls': ('deploy.saving.html#_empty_dls', 'vidseq/deploy/saving.py'),
                                       'vidseq.deploy.saving._json_value': ('deploy.saving.html#_json_value', 'vidseq/deploy/saving.py'),
                                       'vidseq.deploy.saving._labels_from_data': ( 'deploy.saving.html#_labels_from_data',

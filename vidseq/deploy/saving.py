@@ -89,12 +89,6 @@ def _labels_to_data(tfms):
     kind,tfm = kinds[0]
     return dict(kind=kind, n=tfm.c) if kind == 'numbers' else dict(kind=kind, vocab=list(tfm.vocab))
 
-def _data_settings(dl):
-    "Return how `dl` reads, labels and transforms clips, as data"
-    labels = _labels_to_data(dl.dataset.tls[1].tfms.fs)
-    item_tfms,batch_tfms = [_tfms_to_data(o.fs) for o in (dl.after_item, dl.after_batch)]
-    return dict(clips=_clips_to_data(clip_tfm(dl)), labels=labels, item_tfms=item_tfms, batch_tfms=batch_tfms)
-
 # %% ../../nbs/70_deploy.saving.ipynb #3686e9fa
 def _clips_from_data(data):
     changed = dict(sampler=from_config(data['sampler']), img_cls=_img_classes[data['img_cls']])
@@ -157,7 +151,10 @@ def save_pretrained(learn:Learner, # Trained learner
 
     Raises `ValueError` before it writes if model, sampler, labels or transforms cannot be saved as data."""
     folder = Path(folder)
-    settings = dict(format=_format, model=_model_config(learn.model, own), **_data_settings(learn.dls.valid))
+    dl = learn.dls.valid
+    settings = dict(format=_format, model=_model_config(learn.model, own), clips=_clips_to_data(clip_tfm(dl)),
+                    labels=_labels_to_data(dl.dataset.tls[1].tfms.fs),
+                    item_tfms=_tfms_to_data(dl.after_item.fs), batch_tfms=_tfms_to_data(dl.after_batch.fs))
     settings['card'] = model_card(learn, group) | (card or {}) # last, because scores take time
     weights = _weights_bytes(learn.model)
     config = _config_bytes(settings, weights)
