@@ -6,10 +6,13 @@
 __all__ = ['amp_mode', 'to_amp']
 
 # %% ../../nbs/51_train.amp.ipynb #53da2f7f
-import torch
-from fastai.vision.all import AMPMode, L, Learner, MixedPrecision, ifnone
+import warnings
+from contextlib import ExitStack
 
-from .learner import learner_method
+import torch
+from fastai.vision.all import AMPMode, L, Learner, MixedPrecision, ifnone, patch
+
+from .learner import data_device, learner_method
 
 # %% ../../nbs/51_train.amp.ipynb #9752b2d4
 _bf16_capabilities = ('avx512_bf16', 'amx_bf16', # x86
@@ -26,19 +29,56 @@ def amp_mode(device:torch.device)->AMPMode: # None for full precision
         return AMPMode.BF16 if torch.cuda.get_device_capability(device) >= (8,0) else AMPMode.FP16
     return AMPMode.BF16 if device.type == 'cpu' and _cpu_has_bf16() else None
 
+# %% ../../nbs/51_train.amp.ipynb #ef5e5515
+_fastai_before_fit,_fastai_batch = MixedPrecision.before_fit,Learner._do_one_batch
+
+@patch
+def before_fit(self:MixedPrecision):
+    "Create the autocast context and the gradient scaler, without a warning if there is no CUDA"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*CUDA is not available')
+        _fastai_before_fit(self)
+
+@patch
+def before_batch(self:MixedPrecision):
+    "Do nothing: autocast begins with the forward pass"
+
+@patch
+def after_loss(self:MixedPrecision):
+    "Leave autocast: the backward pass has the precision of the forward pass"
+    self.learn.autocasts.close()
+
+@patch
+def _do_one_batch(self:Learner):
+    "Run one batch with the forward pass and the loss in autocast, and leave autocast however the batch ends"
+    with ExitStack() as self.autocasts:
+        for cb in self._grab_cbs(MixedPrecision):
+            torch.clear_autocast_cache() # no copies of weights from another batch
+            self.autocasts.enter_context(cb.autocast)
+        _fastai_batch(self)
+
+# %% ../../nbs/51_train.amp.ipynb #48431caf
+_fastai_do_fit = Learner._do_fit
+
+@patch
+def _do_fit(self:Learner):
+    "Fit, beginning without the gradients of an interrupted fit"
+    for o in (self.model, self.opt): o.zero_grad()
+    _fastai_do_fit(self)
+
 # %% ../../nbs/51_train.amp.ipynb #ab01936e
 class DeviceMixedPrecision(MixedPrecision):
     "Train with autocast on the device of the data; `amp_mode` is 'fp16' or 'bf16'"
     def make_autocast(self):
         "Return a new autocast context for this device and mode"
         dtype = torch.float16 if self.amp_mode == AMPMode.FP16 else torch.bfloat16
-        return torch.autocast(self.dls.device.type, dtype)
+        return torch.autocast(data_device(self.dls).type, dtype)
 
     def before_fit(self):
         "Create the autocast context and the gradient scaler, which is disabled for bfloat16"
         self.kwargs['enabled'] = self.amp_mode == AMPMode.FP16
         self.autocast = self.make_autocast()
-        self.learn.scaler = torch.amp.GradScaler(self.dls.device.type, **self.kwargs)
+        self.learn.scaler = torch.amp.GradScaler(data_device(self.dls).type, **self.kwargs)
         self.scales = L()
 
 # %% ../../nbs/51_train.amp.ipynb #c3c188f1
@@ -48,6 +88,6 @@ def to_amp(learn:Learner, # Learner to change
            **kwargs # Arguments of `torch.amp.GradScaler`, used for 'fp16'
           )->Learner: # The same learner
     "Train and predict in mixed precision where the device supports it; `to_fp32` reverts it"
-    mode = ifnone(mode, amp_mode(learn.dls.device))
+    mode = ifnone(mode, amp_mode(data_device(learn.dls)))
     learn.to_fp32() # remove an earlier callback
     return learn if mode is None else learn.add_cb(DeviceMixedPrecision(mode, **kwargs))

@@ -14,6 +14,8 @@ from fastai.vision.all import Learner, num_distrib, patch
 try: from fastai.distributed import DistributedDL
 except (ImportError, NameError): DistributedDL = None # fastai cannot import this module without accelerate
 
+from .learner import data_device
+
 # %% ../../nbs/53_train.distributed.ipynb #19cb6908
 if DistributedDL:
     @patch
@@ -36,7 +38,7 @@ def distrib_ctx(self:Learner,
     if not DistributedDL:
         raise ImportError('accelerate: not installed, but needed to train in several processes. '
                           'Run: pip install vidseq[accelerate]')
-    on_cpu = self.dls.device.type == 'cpu'
+    on_cpu = data_device(self.dls).type == 'cpu'
     if on_cpu: kwargs = dict(cpu=True) | kwargs
     sync_bn = not on_cpu if sync_bn is None else sync_bn # torch has no SyncBatchNorm for CPUs
     with _fastai_distrib_ctx(self, sync_bn, in_notebook, **kwargs): yield self

@@ -10,7 +10,8 @@ import inspect, re, warnings
 
 import numpy as np
 import torch
-from fastai.vision.all import Callback, L, Learner, Normalize, accuracy, delegates, get_c, ifnone, nn
+from fastai.vision.all import Callback, L, Learner, Normalize, accuracy, default_device, delegates, get_c
+from fastai.vision.all import ifnone, nn
 
 from ..models.encoders import pretrained_stats
 from ..models.frame_models import clip_splitter
@@ -132,6 +133,10 @@ def video_learner(dls, # `DataLoaders` of clips
     return learn
 
 # %% ../../nbs/50_train.learner.ipynb #55790ae0
+def data_device(dls):
+    "Return the device of the batches of `dls` as a `torch.device`, also if it is given by name or not at all"
+    return torch.device(ifnone(getattr(dls, 'device', None), default_device()))
+
 def learner_method(f):
     "Add `f`, a function whose first parameter is `learn`, to `Learner` as a method; return `f`"
     setattr(Learner, f.__name__, f)
