@@ -13,7 +13,7 @@ from pathlib import Path
 
 MAX_WIDTH, MAX_BODY, MAX_LINES = 110, 25, 300
 # A package imports those before it
-PACKAGES = 'files video datasets data models train evaluate deploy report cli'.split()
+PACKAGES = 'files parallel video datasets data models train evaluate deploy report cli'.split()
 
 # What the field does not say, as regular expressions, and what to write instead
 BANNED = {

@@ -26,7 +26,7 @@ from simplejpeg import encode_jpeg
 from conftest import child_env, run_python
 from vidseq.video.extract import avi2frames, check_videos, extract_videos
 from vidseq.video.frame_folder import frames_folder
-from vidseq.files import parallel_map
+from vidseq.parallel import parallel_map
 from vidseq.video.decode import VideoError, write_video
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='kills processes by signals')

@@ -15,7 +15,8 @@ from fastai.data.external import fastai_path
 from fastcore.all import ifnone
 from PIL import Image, ImageDraw
 
-from ..files import atomic_folder, parallel_map, process_lock
+from ..files import atomic_folder, process_lock
+from ..parallel import parallel_map
 from ..video.decode import write_video
 
 # %% ../../nbs/23_datasets.shapes.ipynb #bc11e64d
@@ -126,6 +127,7 @@ def moving_shapes(dest:Path=None, # Folder to create; default: named by the sett
             raise ValueError(f'{dest}: not the data set {name}. Remove it, or give another `dest`.')
         with atomic_folder(dest) as folder:
             jobs = product(motions, range(n_groups), range(n_clips))
-            parallel_map(partial(_write_clip, dest=folder, **settings), jobs, executor, n_workers)
+            write = partial(_write_clip, dest=folder, **settings)
+            parallel_map(write, jobs, executor, n_workers, name='generated')
             (folder/done.name).write_text(name)
     return dest

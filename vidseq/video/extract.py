@@ -8,6 +8,7 @@ __all__ = ['avi2frames', 'extract_videos', 'check_videos']
 # %% ../../nbs/13_video.extract.ipynb #a8fa8345
 import os, sys, warnings
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from fastcore.all import L, first
 from PIL import Image
 from simplejpeg import encode_jpeg
 
-from ..files import (atomic_file, atomic_folder, list_sorted, parallel_map, preview_list, process_lock,
+from ..files import (atomic_file, atomic_folder, check_range, list_sorted, preview_list, process_lock,
                           remove_leftovers)
+from ..parallel import parallel_map
 from .decode import VideoError
 from .frame_folder import frames_folder, frames_root
 from .info import scan_video
@@ -83,6 +85,10 @@ def _extract_video(video_path, path_frames=None, force=False, size=None, quality
     status = 'partial' if res.missing else 'done'
     return dict(status=status, frames=res.frames, declared=res.declared, reason=res.missing)
 
+def _check_options(size, quality):
+    check_range('size', size, 1, _jpg_max_side)
+    check_range('quality', quality, 1, 95)
+
 def avi2frames(video_path:Path, # Video file in any container format
                path_frames:Path=None, # Folder for all frames; default: `<data set>-frames`
                force:bool=False, # Extract again, replacing frames of a previous run
@@ -94,6 +100,7 @@ def avi2frames(video_path:Path, # Video file in any container format
 
     Frames of a previous run are kept unless `force` is True. A small `size` saves disk space and time.
     Raise `VideoError` if no frame can be decoded; warn if frames are missing."""
+    _check_options(size, quality)
     row = _extract_video(video_path, path_frames, force, size, quality, root)
     if row['reason']:
         found = f"{row['frames']} frames were extracted, but {row['reason']}"
@@ -132,9 +139,9 @@ def _crashed_row(video_path):
     reason = 'the process that decoded it died twice: out of memory, or an error in the decoder'
     return dict(file=str(video_path)) | _empty_row | dict(status='failed', reason=reason)
 
-def _report_videos(f, paths, executor, n_workers):
+def _report_videos(f, paths, executor, n_workers, name):
     "Apply `f` to each video in parallel and return the rows as a table"
-    rows = parallel_map(partial(_row_or_failure, f), paths, executor, n_workers, crashed=_crashed_row)
+    rows = parallel_map(partial(_row_or_failure, f), paths, executor, n_workers, _crashed_row, name)
     return pd.DataFrame(list(rows)).astype({'declared':'Int64'})
 
 def _write_report(report, fname):
@@ -150,6 +157,16 @@ def _unique_paths(paths, task):
     paths = list(dict.fromkeys(Path(p) for p in paths))
     if not paths: raise ValueError(f'paths: the list is empty. Give at least one video to {task}.')
     return paths
+
+@contextmanager
+def _without_leftovers(folders):
+    "Remove the hidden folders of interrupted runs and crashed processes before and after the block"
+    def remove():
+        for o in folders:
+            if o.is_dir(): remove_leftovers(o)
+    remove()
+    try: yield
+    finally: remove()
 
 def extract_videos(paths, # Paths of videos
                    path_frames:Path=None, # Folder for all frames; default: `<data set>-frames`
@@ -167,13 +184,14 @@ def extract_videos(paths, # Paths of videos
     missing if it was not read. The report is also saved as `extract_videos.csv` in the folder for all frames.
     Raise `ValueError` if `paths` is empty, and `VideoError` if two videos would share a folder of frames."""
     paths = _unique_paths(paths, 'extract')
+    _check_options(size, quality)
     _check_frame_folders(paths, path_frames, root)
     fname = frames_root(paths[0], path_frames, root)/'extract_videos.csv'
     with process_lock(fname.parent):
-        for parent in {frames_folder(p, path_frames, root).parent for p in paths}:
-            if parent.is_dir(): remove_leftovers(parent)
         options = dict(path_frames=path_frames, force=force, size=size, quality=quality, root=root)
-        report = _report_videos(partial(_extract_video, **options), paths, executor, n_workers)
+        extract = partial(_extract_video, **options)
+        with _without_leftovers({frames_folder(p, path_frames, root).parent for p in paths}):
+            report = _report_videos(extract, paths, executor, n_workers, 'extracted')
         _write_report(report, fname)
     bad = report[report.reason != '']
     if len(bad):
@@ -208,7 +226,7 @@ def check_videos(paths, # Paths of videos
 
     `status` is whole, partial or failed; `declared` is the number of frames according to the header, 0 if
     unknown. Raise `ValueError` if `paths` is empty."""
-    return _report_videos(_check_video, _unique_paths(paths, 'check'), executor, n_workers)
+    return _report_videos(_check_video, _unique_paths(paths, 'check'), executor, n_workers, 'checked')
 
 # %% ../../nbs/13_video.extract.ipynb #5a468088
 class FrameCache:
