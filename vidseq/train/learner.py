@@ -10,11 +10,12 @@ import inspect, re, warnings
 
 import numpy as np
 import torch
-from fastai.vision.all import Callback, L, Learner, Normalize, accuracy, default_device, delegates, get_c
+from fastai.vision.all import Callback, L, Learner, Normalize, default_device, delegates, get_c
 from fastai.vision.all import ifnone, nn
 
 from ..models.encoders import pretrained_stats
 from ..models.frame_models import clip_splitter
+from .outputs import decoded_loss, default_metrics
 
 # %% ../../nbs/50_train.learner.ipynb #3b387db7
 def _accepts_arg(model, name):
@@ -109,6 +110,11 @@ def _warn_other_stats(dls, arch):
                   f'but these frames are {_stats_text(found)}. Create the DataLoaders with '
                   'batch_tfms=[…, Normalize.from_stats(*pretrained_stats(…))].', stacklevel=3)
 
+def _create_learner(dls, model, metrics, loss_func=None, **kwargs):
+    "Return a `Learner` with a loss and metrics for the kind of the labels"
+    metrics = ifnone(metrics, default_metrics(loss_func, dls, model))
+    return Learner(dls, model, loss_func=decoded_loss(loss_func, dls, model), metrics=metrics, **kwargs)
+
 @delegates(Learner.__init__)
 def video_learner(dls, # `DataLoaders` of clips
                   model, # Model class, `partial` of one, or a ready `nn.Module`
@@ -116,16 +122,16 @@ def video_learner(dls, # `DataLoaders` of clips
                   pretrained=True, # Load pretrained weights: True, False or a file
                   n_out:int=None, # Number of outputs; default: the number of classes
                   splitter=clip_splitter, # Function from the model to its parameter groups
-                  metrics=accuracy, # fastai metrics to report
+                  metrics=None, # fastai metrics to report; default: by the labels, see `default_metrics`
                   **kwargs)->Learner:
     """Create a `Learner` for clips and freeze the encoder if it is pretrained.
 
     `model` gets `n_out`, `pretrained`, `arch`, `num_frames` and `image_size` where it has these parameters;
     a ready `nn.Module` is used unchanged. Raises `ValueError` if `model` does not accept `arch`."""
     kwargs |= dict(splitter=splitter, metrics=metrics, cbs=L(kwargs.get('cbs')) + MemoryAdvice())
-    if isinstance(model, nn.Module): return Learner(dls, model, **kwargs)
+    if isinstance(model, nn.Module): return _create_learner(dls, model, **kwargs)
     settings = _model_settings(dls, model, arch, n_out=ifnone(n_out, get_c(dls)), pretrained=pretrained)
-    learn = Learner(dls, model(**settings), **kwargs)
+    learn = _create_learner(dls, model(**settings), **kwargs)
     arguments = _bound_arguments(model, settings)
     if arguments.get('pretrained'):
         _warn_other_stats(dls, arguments.get('arch'))
