@@ -17,7 +17,7 @@ from fastai.vision.all import (BILINEAR, PILImage, RandomErasing, RandTransform,
 from fastcore.xml import Figcaption, Figure, Img, to_xml
 from PIL import features
 
-from .frame import Frame, load_frame
+from .frame import Frame, load_frame, to_8_bits
 from .samplers import spread_frames
 from ..video.decode import extract_frames, pil_image, read_arrays, VideoError
 from ..video.frame_folder import cached_by_mtime, frame_files, frame_names
@@ -30,7 +30,9 @@ def _as_frame(o):
     if isinstance(o, Tensor): o = o.permute(1,2,0).numpy() # C,H,W -> H,W,C
     is_rgb = isinstance(o, np.ndarray) and o.dtype == np.uint8 and o.ndim == 3 and o.shape[2] == 3
     if is_rgb: return Frame.from_array(o)
-    return o if isinstance(o, PILImage) else Frame.create(o)
+    if isinstance(o, PILImage): return o
+    img = Frame.create(o)
+    return img if img.mode == 'RGB' else Frame(to_8_bits(img))
 
 def _to_unit_range(clip):
     "Rescale normalized float frames to 0…1, with one scale for the whole clip"

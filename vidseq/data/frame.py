@@ -6,18 +6,18 @@
 __all__ = []
 
 # %% ../../nbs/31_data.frame.ipynb #8afb01f1
-import os, struct
+import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 import torch
 from fastai.vision.all import BILINEAR, PILImage, TensorImage, ToTensor
-from fastai.vision.core import load_image
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.nn import functional as F
 
-from ..video.decode import scaled_size, VideoError
+from ..video.decode import check_pixels, max_pixels, scaled_size, VideoError
 
 # %% ../../nbs/31_data.frame.ipynb #3e90386d
 class Frame(PILImage):
@@ -69,12 +69,71 @@ def encodes(self, o:Frame):
     arr = np.array(o) if o._arr is None else o._arr
     return torch.from_numpy(arr).permute(2,0,1).as_subclass(TensorImage) # H,W,C -> C,H,W
 
+# %% ../../nbs/31_data.frame.ipynb #1d29e245
+_deep_modes = 'I;16','I;16L','I;16B','I;16N','I','F'
+_16_bit_formats = 'PNG','PPM' # PIL opens these as 16 bits in a mode of 32
+_fix_depth = 'Save the frames with 8 or 16 bits for each channel.'
+
+def _check_values(arr, high, name):
+    "Raise `VideoError` unless all values of `arr` are from 0 to `high`; NaN is not"
+    if arr.min() >= 0 and arr.max() <= high: return
+    raise VideoError(name, f'values from {arr.min():g} to {arr.max():g} instead of 0 to {high}', _fix_depth)
+
+def _floats_to_uint8(img, name):
+    arr = np.asarray(img)
+    _check_values(arr, 1, name)
+    return (arr*255+.5).astype(np.uint8)
+
+def _integers_to_uint8(img, name):
+    "Return the upper 8 bits of an image of 16 bits, or of 12 bits in a tiff"
+    arr = np.asarray(img)
+    _check_values(arr, 2**16-1, name)
+    if img.mode == 'I' and img.format not in _16_bit_formats and 0 < arr.max() < 256:
+        found = f'integers of 32 bits up to {arr.max()}, which could have a range of 8 or of 16 bits'
+        raise VideoError(name, found, _fix_depth)
+    bits = getattr(img, 'tag_v2', {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
+    return (arr >> min(bits, 16)-8).astype(np.uint8)
+
+def to_8_bits(img, # PIL image
+              mode:str='RGB', # Mode of the result; None: RGB or gray, as in `img`
+              name='image', # File name for error messages
+             ): # PIL image
+    "Convert an image to 8 bits for each channel, and ignore transparency; a `mode` of more bits is kept"
+    img.info.pop('transparency', None) # PIL would warn
+    if img.mode in _deep_modes and mode not in _deep_modes:
+        to_uint8 = _floats_to_uint8 if img.mode == 'F' else _integers_to_uint8
+        img = Image.fromarray(to_uint8(img, name))
+    return img.convert(mode) if mode else img
+
 # %% ../../nbs/31_data.frame.ipynb #181ba2ea
+# a named pipe would block; Windows has only the second flag, other systems only the third
+_read_flags = os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NONBLOCK', 0)
+
 def _read_bytes(fname):
     "Read a file with `os.read`: `open` takes about as long as decoding a small jpg"
-    handle = os.open(fname, os.O_RDONLY|getattr(os, 'O_BINARY', 0))
+    handle = os.open(fname, _read_flags)
     try: return os.read(handle, os.fstat(handle).st_size)
     finally: os.close(handle)
+
+_T = Image.Transpose
+_transposes = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE,
+               6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90} # EXIF orientation -> transposition
+
+def _exif_transpose(img):
+    "Return the transposition that makes `img` upright according to its EXIF data; None if it is upright"
+    try: return _transposes.get(img.getexif().get(ExifTags.Base.Orientation))
+    except Exception: return None # damaged EXIF data
+
+def _may_have_exif(data):
+    "Return whether a jpg has a segment for EXIF data, APP1, before the start of its first scan"
+    i = 2
+    while data[i] == 0xff and data[i+1] not in (0xda,0xe1): i += 2 + data[i+2]*256 + data[i+3]
+    return data[i:i+2] != b'\xff\xda'
+
+def _jpg_transpose(data):
+    "Return `_exif_transpose` of a jpg; extracted frames have no EXIF data, so it is almost free for them"
+    if not _may_have_exif(data): return None
+    with Image.open(BytesIO(data), formats=['JPEG']) as img: return _exif_transpose(img)
 
 def _jpg_divisor(h, w, size):
     "Return the largest of 8, 4, 2 and 1 by which the short side can be divided and has `size` pixels"
@@ -82,42 +141,65 @@ def _jpg_divisor(h, w, size):
     return next((k for k in (8,4,2) if min(h,w) >= k*size), 1) # libjpeg-turbo is slower at other scales
 
 def _decode_jpg(fname, size):
-    "Return the array, decoded at a scale for `size`, and the width and height stored in the file"
+    "Return the array, decoded at a scale for `size`, the stored width and height, and the transposition"
     data = _read_bytes(fname)
     h,w,*_ = simplejpeg.decode_jpeg_header(data)
+    check_pixels(fname, w, h)
     k = _jpg_divisor(h, w, size)
-    return simplejpeg.decode_jpeg(data, min_height=-(-h//k), min_width=-(-w//k)), (w,h)
+    arr = simplejpeg.decode_jpeg(data, min_height=-(-h//k), min_width=-(-w//k))
+    return arr, (w,h), _jpg_transpose(data)
 
-def _decode_with_pil(fname):
-    img = load_image(fname, 'RGB')
-    return np.array(img), img.size
+def _open_checked(fname):
+    "Open an image file with PIL; raise `VideoError` if it has too many pixels, or is not a file of pixels"
+    if os.path.exists(fname) and not os.path.isfile(fname):
+        raise VideoError(fname, 'not a file', 'Remove it from the folder of frames.')
+    limit = max_pixels()
+    if limit > (Image.MAX_IMAGE_PIXELS or limit): Image.MAX_IMAGE_PIXELS = limit
+    try: img = Image.open(fname)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        fix = 'If the file is not damaged, set a larger environment variable VIDSEQ_MAX_PIXELS.'
+        raise VideoError(fname, f'frames of more pixels than the limit of {limit}', fix) from e
+    if img.format == 'EPS': raise VideoError(fname, 'a PostScript program', 'Convert it to a jpg or png.')
+    check_pixels(fname, *img.size)
+    return img
+
+def _decode_with_pil(fname, mode='RGB'):
+    "Return the 8-bit PIL image of a file and the transposition that makes it upright"
+    with _open_checked(fname) as img:
+        img.load() # before `getexif`: a png can have its EXIF data at the end
+        return to_8_bits(img, mode, fname), _exif_transpose(img)
 
 def _decode_image(fname, size):
-    "Return an H,W,3 uint8 array, and the width and height stored in the file"
-    if not str(fname).lower().endswith(('.jpg','.jpeg')): return _decode_with_pil(fname)
-    try: return _decode_jpg(fname, size)
-    except ValueError: return _decode_with_pil(fname) # PIL accepts more: CMYK, stray bytes
+    "Return an H,W,3 uint8 array, the stored width and height, and the transposition"
+    if str(fname).lower().endswith(('.jpg','.jpeg')):
+        try: return _decode_jpg(fname, size)
+        except VideoError: raise
+        except (OSError, ValueError): pass # PIL accepts more, such as CMYK, or explains the error
+    img,transpose = _decode_with_pil(fname)
+    return np.array(img), img.size, transpose
 
 def _target_size(wh, size):
     "Return the width and height to scale a frame of size `wh` to; frames are never enlarged"
     return scaled_size(*wh, size) if size and min(wh) > size else wh
 
 def _load_rgb(fname, size):
-    arr,wh = _decode_image(fname, size)
-    return Frame.from_array(arr, _target_size(wh, size))
+    arr,wh,transpose = _decode_image(fname, size)
+    frame = Frame.from_array(arr, _target_size(wh, size))
+    return frame if transpose is None else Frame.from_array(np.array(frame.transpose(transpose)))
 
 def _load_as(img_cls, fname, size):
-    img = img_cls.create(fname)
-    return img_cls(img.resize(_target_size(img.size, size), BILINEAR))
-
-_pil_errors = OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError
+    img,transpose = _decode_with_pil(fname, img_cls._open_args['mode'])
+    img = img.resize(_target_size(img.size, size), BILINEAR)
+    return img_cls(img if transpose is None else img.transpose(transpose))
 
 def load_frame(fname:str|Path, # Image file
                size:int=None, # Scale the short side down to this many pixels
                img_cls=PILImage, # Class of the image, e.g. fastai's `PILImageBW`
-              ): # `Frame`, or an `img_cls` if it is given
-    "Read an image file; raise `VideoError` if it is missing or damaged"
+              ): # Upright `Frame`, or an `img_cls` if it is given
+    "Read an image file; raise `VideoError` if it is missing, damaged or has too many pixels"
     fix = 'Extract the frames of this video again, or skip the video.'
     try: return _load_rgb(fname, size) if img_cls is PILImage else _load_as(img_cls, fname, size)
+    except (MemoryError, VideoError): raise
     except FileNotFoundError as e: raise VideoError(fname, 'no such file', fix) from e
-    except _pil_errors as e: raise VideoError(fname, f'not readable as an image ({e})', fix) from e
+    except Exception as e: # PIL raises errors of many classes
+        raise VideoError(fname, f'not readable as an image ({e})', fix) from e

@@ -74,7 +74,7 @@ def max_pixels():
     "Return the maximum number of pixels of a frame: the environment variable `VIDSEQ_MAX_PIXELS`, or 2^26"
     return int(os.environ.get('VIDSEQ_MAX_PIXELS', 2**26))
 
-def _check_pixels(path, w, h):
+def check_pixels(path, w, h):
     limit = max_pixels()
     if w*h > limit:
         raise VideoError(path, f'frames of {w}x{h} pixels, more than the limit of {limit}',
@@ -125,7 +125,7 @@ def open_video(path:str|Path # Video file
         stream = first(o for o in container.streams.video if not _is_cover(o))
         if stream is None or stream.codec_context is None:
             raise VideoError(path, 'no video stream that can be decoded (audio only?)', 'Remove the file.')
-        _check_pixels(path, stream.width, stream.height)
+        check_pixels(path, stream.width, stream.height)
         stream.codec_context.thread_count = 1 # one thread per file: files are processed in parallel
         yield container, stream
 
@@ -175,7 +175,7 @@ def iter_frames(path, frames):
     "Yield the decoded `frames` of `path`; raise `VideoError` if decoding fails or a frame is too large"
     try:
         for frame in frames:
-            _check_pixels(path, frame.width, frame.height)
+            check_pixels(path, frame.width, frame.height)
             yield frame
     except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
 
