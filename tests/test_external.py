@@ -4,11 +4,9 @@ import errno
 import gzip
 import hashlib
 import io
-import lzma
 import os
 import re
 import stat
-import struct
 import sys
 import tarfile
 import threading
@@ -26,6 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vidseq.datasets.download as downloads
+from make_archives import (
+    make_rar, make_tar, make_zip, packed, packers, plain, rar, rar_file, tar, tar_member, zipped_link)
 from vidseq.datasets import archives
 from vidseq.datasets import ucf101 as ucf101_module
 from vidseq.datasets.archives import _member_path, class_folder, unrar
@@ -39,63 +39,6 @@ clips = {
 
 
 # ---- Archives
-
-def _block(kind, flags, body):
-    head = struct.pack('<BHH', kind, flags, len(body)+7) + body
-    return struct.pack('<H', zlib.crc32(head) & 0xffff) + head
-
-
-def rar_file(name, data, mode=0o100644, method=0x30, flags=0, size=None, crc=None):
-    "Return a member of a RAR 3 archive that stores `data`; `size` and `crc` are those of the unpacked file"
-    name = name.encode()
-    if crc is None: crc = zlib.crc32(data)
-    if size is None: size = len(data)
-    fields = struct.pack('<IIBIIBBHI', len(data), size, 3, crc, 0, 29, method, len(name), mode)
-    return _block(0x74, 0x8000|flags, fields+name) + data
-
-
-def rar(*members, main=0, end=0x4000):
-    "Return a RAR 3 archive; `main` and `end` are the flags of its first and last block"
-    first = _block(0x73, main, bytes(6))
-    last = _block(0x7b, end, b'')
-    return b'Rar!\x1a\x07\0' + first + b''.join(members) + last
-
-
-def make_rar(files): return rar(*(rar_file(n, d) for n,d in files))
-
-
-def make_zip(files):
-    f = io.BytesIO()
-    with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z:
-        for n,d in files: z.writestr(zipfile.ZipInfo(n), d)
-    return f.getvalue()
-
-
-def tar_member(name, data=b'', **kwargs):
-    m = tarfile.TarInfo(name)
-    m.size = len(data)
-    for k,v in kwargs.items(): setattr(m, k, v)
-    return m, io.BytesIO(data)
-
-
-def tar(*members):
-    f = io.BytesIO()
-    with tarfile.open(fileobj=f, mode='w') as t:
-        for o in members: t.addfile(*o)
-    return f.getvalue()
-
-
-def make_tar(files): return tar(*(tar_member(n, d) for n,d in files))
-
-
-def compressed_tar(module):
-    "Return a function that makes a tar archive and compresses it with `module`"
-    return lambda files: module.compress(make_tar(files))
-
-
-plain = {'rar': make_rar, 'zip': make_zip, 'tar': make_tar}
-packers = plain | {'gz': compressed_tar(gzip), 'bz2': compressed_tar(bz2), 'xz': compressed_tar(lzma)}
-
 
 @pytest.fixture
 def archive(tmp_path):
@@ -145,16 +88,6 @@ evil_names = [
 def test_evil_names(kind, name, archive):
     data = plain[kind]([*clips.items(), (name, b'x'), ('z', b'')])
     refused(archive(data), 'points outside', 'Nothing was extracted')
-
-
-def zipped_link(mode):
-    "Return a zip archive with one member of the file type `mode`"
-    f = io.BytesIO()
-    with zipfile.ZipFile(f, 'w') as z:
-        m = zipfile.ZipInfo('a/link')
-        m.external_attr = mode << 16
-        z.writestr(m, '/etc')
-    return f.getvalue()
 
 
 def test_links_and_devices(archive):
@@ -242,12 +175,6 @@ def tool(monkeypatch, tmp_path):
     return use
 
 
-def packed(*files):
-    "Return a solid RAR 3 archive of compressed `files`, which needs a tool"
-    members = [rar_file(n, b'packed', method=0x33, size=len(d), crc=zlib.crc32(d)) for n,d in files]
-    return rar(*members, main=8)
-
-
 def test_one_run_of_the_tool(tool, archive, tmp_path):
     tool(b''.join(clips.values()))
     unrar(archive(packed(*clips.items())), tmp_path/'out')
@@ -276,9 +203,9 @@ def test_no_tool(monkeypatch, archive):
 
 @pytest.mark.parametrize('kind', plain)
 @pytest.mark.filterwarnings('ignore:Duplicate name')
-def test_last_of_a_name_wins(kind, archive, tmp_path):
-    unrar(archive(plain[kind]([('s/a', b'old'), ('s/b', b''), ('s/a', b'new')])), tmp_path/'out')
-    assert contents(tmp_path/'out')['s/a'] == b'new'
+def test_two_members_of_one_name(kind, archive):
+    data = plain[kind]([('s/a', b'old'), ('s/b', b''), ('s/a', b'new')])
+    refused(archive(data), "'s/a' is in the archive twice")
 
 
 @pytest.mark.parametrize('kind', plain)

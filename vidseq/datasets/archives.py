@@ -6,9 +6,8 @@
 __all__ = ['class_folder', 'unrar']
 
 # %% ../../nbs/20_datasets.archives.ipynb #b095073a
-import errno, lzma, re, shutil, struct, subprocess, tarfile, tempfile, zipfile, zlib
-from collections import namedtuple
-from contextlib import contextmanager, suppress
+import errno, os, re, shutil, unicodedata
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -17,168 +16,91 @@ from fastai.data.external import fastai_path
 from fastcore.all import ifnone
 from fastprogress import progress_bar
 
+from .archive_formats import (Limits, UnsafeArchive, archive_files, first_volume, list_members,
+                                             member_reader, open_archive)
 from ..files import atomic_folder, process_lock
 from ..video.frame_folder import frames_root, is_image
 
 # %% ../../nbs/20_datasets.archives.ipynb #190e68b7
 # names that Windows reserves for devices, with any extension
 _windows_device = re.compile(r'(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?', re.I)
+# control characters, line separators and characters that reverse the direction of writing
+_hidden_character = re.compile('[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]')
 
-def _is_safe_part(part):
-    "Return whether `part` of a path is a valid file name on every system, and not `.` or `..`"
-    if not part.strip('. ') or _windows_device.fullmatch(part): return False
-    return not any(c < ' ' or c == ':' for c in part)
+def _part_problem(part):
+    "Return why `part` of a path is not a valid file name on every system; '' if it is"
+    if not part.strip('. '): return 'only dots or spaces'
+    if part[-1] in '. ': return 'a dot or space at the end'
+    if ':' in part: return 'a colon'
+    if _windows_device.fullmatch(part): return 'a name that Windows reserves'
+    if _hidden_character.search(part): return 'a control character'
+    return 'more than 255 bytes' if len(part.encode(errors='surrogatepass')) > 255 else ''
+
+_max_depth,_max_path = 50,1000
+
+def _name_problem(name):
+    "Return why the member `name` is unsafe; '' if it is a relative path that is valid on every system"
+    parts = PurePosixPath(name.replace('\\', '/')).parts
+    if not name: return 'an empty path'
+    if parts[:1] in (('/',), ('//',)): return 'an absolute path'
+    if len(parts) > _max_depth: return f'{len(parts)} nested folders'
+    if len(name) > _max_path: return f'a path of {len(name)} characters'
+    return next(filter(None, map(_part_problem, parts)), '')
 
 def _member_path(dest, name):
     "Return the path of member `name` in `dest`, or None if the name is unsafe"
-    parts = PurePosixPath(name.replace('\\', '/')).parts
-    if not name or parts[:1] in (('/',), ('//',)): return None
-    return dest.joinpath(*parts) if all(_is_safe_part(p) for p in parts) else None
+    return None if _name_problem(name) else dest.joinpath(*PurePosixPath(name.replace('\\', '/')).parts)
 
 # %% ../../nbs/20_datasets.archives.ipynb #390a64bd
-_Member = namedtuple('_Member', 'name kind size info') # kind: file, folder, encrypted or link (or device)
-
-def _zip_kind(m):
-    "Return the kind of a zip member"
-    if m.flag_bits & 1: return 'encrypted'
-    if m.is_dir(): return 'folder'
-    return 'file' if m.external_attr >> 28 in (0,8) else 'link' # file type of Unix: 8 is a file, 0 is unknown
-
-def _rar_kind(m):
-    "Return the kind of a rar member"
-    if m.needs_password(): return 'encrypted'
-    if m.is_dir(): return 'folder'
-    is_hard_link = m.file_redir and m.file_redir[0] == rarfile.RAR5_XREDIR_HARD_LINK
-    return 'file' if m.is_file() and not is_hard_link else 'link'
-
-def _tar_kind(m):
-    "Return the kind of a tar member"
-    if m.isdir(): return 'folder'
-    return 'file' if m.isfile() else 'link'
-
-def _check_tar_end(archive):
-    "Read a tar to its end, because `tarfile` accepts one that is cut between members"
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(512) != bytes(512): raise tarfile.ReadError('it ends early')
-    while archive.fileobj.read(1<<20): pass
-
-def _list_members(archive):
-    "Return the members of an open archive"
-    if isinstance(archive, rarfile.RarFile):
-        if archive.needs_password() and not archive.infolist():
-            return [_Member('the list of files', 'encrypted', 0, None)]
-        return [_Member(m.filename, _rar_kind(m), m.file_size, m) for m in archive.infolist()]
-    if isinstance(archive, zipfile.ZipFile):
-        return [_Member(m.filename, _zip_kind(m), m.file_size, m) for m in archive.infolist()]
-    members = [_Member(m.name, _tar_kind(m), m.size, m) for m in archive.getmembers()]
-    _check_tar_end(archive)
-    return members
-
-def _open_archive(fname):
-    "Open a rar, zip or tar, detecting the format from its content"
-    with open(fname, 'rb') as f: head = f.read(8)
-    if head.startswith(b'Rar!'): return rarfile.RarFile(fname, errors='strict')
-    if head.startswith((b'PK\3\4', b'PK\5\6')): return zipfile.ZipFile(fname)
-    try: return tarfile.open(fname)
-    except tarfile.ReadError as e:
-        raise ValueError(f'{fname}: neither a rar, zip nor tar archive, or a damaged one. '
-                         'Open it in a text editor: it may be an error page. Then download it again.') from e
-
 def _check_member(m, target, folders):
-    "Raise `ValueError` if member `m` can't be extracted to `target`"
+    "Raise `UnsafeArchive` if member `m` can't be extracted to `target`"
     if m.kind == 'encrypted':
-        raise ValueError(f'{m.name} is encrypted. Extract the archive manually with its password.')
-    if target is None or m.kind == 'link':
-        raise ValueError(f'member {m.name!r} is a link or device, or points outside the archive. '
-                         'Nothing was extracted: do not trust this file.')
+        raise UnsafeArchive(f'{m.name} is encrypted. Extract the archive manually with its password.')
+    if m.kind == 'link':
+        raise UnsafeArchive(f'member {m.name!r} is a link or device. '
+                            'Nothing was extracted: do not trust this file.')
+    if target is None:
+        found = f'points outside the archive, or is not valid on every system ({_name_problem(m.name)})'
+        raise UnsafeArchive(f'member {m.name!r:.300} {found}. Nothing was extracted: do not trust this file.')
     if m.kind == 'file' and target in folders:
-        raise ValueError(f'member {m.name!r} is both a file and a folder. Nothing was extracted.')
+        raise UnsafeArchive(f'member {m.name!r} is both a file and a folder. Nothing was extracted.')
 
-def _member_targets(members, dest, fname):
-    "Return the path in `dest` for each member; raise `ValueError` if one is unsafe or none is a file"
+def _fold_name(name):
+    "Return `name` as a file system compares it that ignores case and the encoding of accents"
+    return unicodedata.normalize('NFD', unicodedata.normalize('NFD', name).casefold())
+
+def _check_unique(members):
+    "Raise `UnsafeArchive` if two of `members` are the same file, or would be on another system"
+    known,spellings = set(),{}
+    for m in members:
+        path = PurePosixPath(m.name.replace('\\', '/'))
+        if path in known and m.kind == 'file':
+            raise UnsafeArchive(f'member {m.name!r} is in the archive twice. Nothing was extracted.')
+        for o in (path, *path.parents):
+            if o in known: break
+            known.add(o)
+            other = spellings.setdefault(_fold_name(str(o)), o)
+            if other != o: raise UnsafeArchive(_same_name(other, o))
+
+def _same_name(a, b):
+    return (f'members {str(a)!r} and {str(b)!r} have the same name on some systems. '
+            'Nothing was extracted: rename one in the archive.')
+
+def _is_macos_metadata(name):
+    "Return whether member `name` is one of the files that macOS adds to archives"
+    return '__MACOSX/' in name or PurePosixPath(name).name == '.DS_Store'
+
+def _member_targets(members, dest):
+    "Return the path in `dest` for each member; raise `UnsafeArchive` if one is unsafe or none is a file"
     targets = [_member_path(dest, m.name) for m in members]
     folders = {p for t in targets if t for p in t.parents}
     folders |= {t for m,t in zip(members, targets) if m.kind == 'folder'}
-    for m,target in zip(members, targets):
-        try: _check_member(m, target, folders)
-        except ValueError as e: raise ValueError(f'{fname}: {e}') from None
-    if not any(m.kind == 'file' for m in members):
-        raise ValueError(f'{fname}: no files in it. If it was downloaded, download it again.')
+    for m,target in zip(members, targets): _check_member(m, target, folders)
+    wanted = [m for m in members if not _is_macos_metadata(m.name)]
+    _check_unique(wanted)
+    if not any(m.kind == 'file' for m in wanted):
+        raise UnsafeArchive('no files in it. If it was downloaded, download it again.')
     return targets
-
-# %% ../../nbs/20_datasets.archives.ipynb #5fba4f02
-def read_chunks(opener, info):
-    "Yield the content of the file that `opener(info)` opens, in chunks of 1 MB"
-    with opener(info) as f: yield from iter(partial(f.read, 1<<20), b'')
-
-# %% ../../nbs/20_datasets.archives.ipynb #aba0288b
-def _rar_chunks(stream, m):
-    "Yield the content of `m`, the next member in `stream`; raise `BadRarFile` if its checksum differs"
-    if m.blake2sp_hash: check,expected = rarfile.Blake2SP(),m.blake2sp_hash
-    else: check,expected = rarfile.CRC32Context(),m.CRC
-    remaining = m.file_size
-    while remaining:
-        data = stream.read(min(remaining, 1<<20))
-        if not data: raise rarfile.BadRarFile('the data ends early')
-        check.update(data)
-        remaining -= len(data)
-        yield data
-    if expected not in (None, check.digest()): raise rarfile.BadRarFile('wrong checksum')
-
-def _link_volumes(volumes, folder):
-    "Link `volumes` into `folder`, without similar names that `unar` would read too; return the first"
-    links = [Path(folder)/Path(v).name for v in volumes]
-    try:
-        for v,link in zip(volumes, links): link.symlink_to(Path(v).absolute())
-    except OSError: return volumes[0] # Windows may not permit links
-    return links[0]
-
-def _start_rar_tool(volume, log):
-    "Start the tool that `rarfile` finds; its output is the contents of all members of a rar"
-    tool = rarfile.tool_setup()
-    cmd = tool.get_cmdline('open_cmd', None, nodash=True) # bsdtar reads `--` as the name of the archive
-    flags = getattr(subprocess, 'CREATE_NO_WINDOW', 0) # Windows
-    return subprocess.Popen([*cmd, str(volume)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                            creationflags=flags)
-
-def _tool_error(e, tool, log):
-    "Return the error `e` with the name of `tool` and its messages in `log`"
-    tool.stdout.close() # ends the tool if it is still running
-    with suppress(subprocess.TimeoutExpired): tool.wait(10)
-    log.seek(0)
-    message = log.read(300).decode(errors='replace').strip()
-    found = f'{e}, when extracted by {Path(tool.args[0]).name}{": " if message else ""}{message}'
-    return rarfile.BadRarFile(f'{found}. Try another tool')
-
-# `rarfile.open` for each member would add 6 to 11 minutes to UCF101 with unar, and fails with bsdtar
-@contextmanager
-def _rar_stream(archive):
-    "Open a stream with the contents of all members of a rar, one after another"
-    with tempfile.TemporaryDirectory() as tmp, tempfile.TemporaryFile() as log:
-        tool = _start_rar_tool(_link_volumes(archive.volumelist(), tmp), log)
-        try: yield tool.stdout
-        except rarfile.BadRarFile as e: raise _tool_error(e, tool, log) from e
-        finally:
-            tool.kill()
-            tool.stdout.close()
-            tool.wait()
-
-def _is_stored(archive):
-    "Return whether no member of a rar is compressed, so that `rarfile` needs no tool"
-    return all(m.compress_type == rarfile.RAR_M0 for m in archive.infolist())
-
-@contextmanager
-def _member_reader(archive, folder):
-    "Yield a function that reads the chunks of a member; call it for all members in their order"
-    if isinstance(archive, tarfile.TarFile): yield partial(read_chunks, archive.extractfile)
-    elif isinstance(archive, zipfile.ZipFile) or _is_stored(archive): yield partial(read_chunks, archive.open)
-    else:
-        with _rar_stream(archive) as stream:
-            def read(m):
-                if not m.file_redir: return _rar_chunks(stream, m)
-                original = _member_path(folder, m.file_redir[2]) # the tool does not output copies
-                return read_chunks(partial(open, mode='rb'), original)
-            yield read
 
 # %% ../../nbs/20_datasets.archives.ipynb #b69f9aa6
 @contextmanager
@@ -212,53 +134,75 @@ Debian, Ubuntu: apt install unar (or unrar); Fedora: dnf install unar; macOS: br
 Windows: winget install RARLab.WinRAR, with UnRAR.exe on the PATH;
 conda: conda install -c conda-forge unrar (or libarchive, which includes bsdtar)"""
 
-_archive_errors = (rarfile.Error, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError,
-                   struct.error, NotImplementedError, UnicodeError)
+max_members = 1_000_000 # more than any of the usual data sets of videos has
 
-def _first_volume(fname):
-    "Return the name of the first volume of a set: set.part1.rar for set.part3.rar, set.rar for set.r01"
-    name,n = re.subn(r'(?<=\.part)\d+(?=\.rar$)', lambda m: '1'.zfill(len(m[0])), fname.name, flags=re.I)
-    return name if n else fname.with_suffix('.rar').name
+def _check_regular(fname):
+    "Raise an error if `fname` or another volume is not a regular file: reading a pipe may never end"
+    fname.stat() # raises `FileNotFoundError`
+    for o in archive_files(fname):
+        if o.is_dir(): raise ValueError(f'{o}: a folder, not an archive. Give the archive in it.')
+        if not o.is_file(): raise ValueError(f'{o}: a pipe or device, not a file. Save it to a file first.')
+
+def _default_bytes(fname):
+    "Return the number of bytes to which `fname` may unpack"
+    return max(100<<20, 100*sum(o.stat().st_size for o in archive_files(fname)))
+
+def _check_size(chunks, size):
+    "Yield `chunks`; raise `ValueError` if they are more or less than `size` bytes"
+    remaining = size
+    for data in chunks:
+        remaining -= len(data)
+        if remaining < 0: raise ValueError(f'more than the {size} bytes in the list of members')
+        yield data
+    if remaining: raise ValueError(f'{size-remaining} of the {size} bytes in the list of members')
 
 def _write_member(target, chunks, step):
     "Write the content of one member to `target`, calling `step` with the size of each chunk"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, 'wb') as f:
+    with open(target, 'xb') as f: # never overwrites a member that has the same name on this file system
         for data in chunks:
             f.write(data)
             step(len(data))
-
-def _is_macos_metadata(name):
-    "Return whether member `name` is one of the files that macOS adds to archives"
-    return '__MACOSX/' in name or PurePosixPath(name).name == '.DS_Store'
 
 @contextmanager
 def _name_errors(fname, member):
     "Re-raise errors with the archive `fname` and the current member, whose name is in the list `member`"
     def where(): return f'{fname}: member {member[0]!r}' if member else str(fname)
     try: yield
+    except UnsafeArchive as e: raise ValueError(f'{fname}: {e}') from e
     except rarfile.NeedFirstVolume as e:
-        first = _first_volume(fname)
+        first = first_volume(fname)
         raise ValueError(f'{fname}: a later volume of a set. Give the first one, {first}.') from e
     except rarfile.RarCannotExec as e: raise OSError(f'{where()}: {_rar_tools}') from e
-    except (*_archive_errors, OSError) as e:
+    except Exception as e: # damage makes the libraries raise errors of any type
         if getattr(e, 'errno', None): raise OSError(e.errno, f'{where()}: {e.strerror}') from e
         raise ValueError(f'{where()}: cannot be read ({e}). If it is incomplete, download it again; '
                          'the volumes of a set must be in one folder.') from e
 
-def extract_archive(fname, folder):
+def _extract_members(archive, members, targets, locate, current, step):
+    "Extract the `members` of an open archive to `targets`; keep the name of the current one in `current`"
+    with member_reader(archive, locate) as read:
+        for m,target in zip(members, targets):
+            current[:] = [m.name]
+            if m.kind == 'folder':
+                if not _is_macos_metadata(m.name): target.mkdir(parents=True, exist_ok=True)
+                continue
+            chunks = _check_size(read(m.info), m.size)
+            if not _is_macos_metadata(m.name): _write_member(target, chunks, step)
+            else: sum(map(len, chunks)) # the stream of a rar continues after it
+
+def extract_archive(fname, folder, max_bytes=None, max_files=max_members):
     "Extract the rar, zip or tar `fname` into the empty `folder`; errors name the archive and the member"
+    _check_regular(fname)
+    limits = Limits(ifnone(max_bytes, _default_bytes(fname)), max_files)
     current = []
-    with _name_errors(fname, current), _open_archive(fname) as archive:
-        members = _list_members(archive)
-        targets = _member_targets(members, folder, fname)
+    with _name_errors(fname, current), open_archive(fname, limits) as archive:
+        members = list_members(archive, limits)
+        targets = _member_targets(members, folder)
         total = sum(m.size for m in members)
         check_free_space(folder, total)
-        with progress_mb(total) as step, _member_reader(archive, folder) as read:
-            for m,target in zip(members, targets):
-                current[:] = [m.name]
-                if m.kind == 'folder': target.mkdir(parents=True, exist_ok=True)
-                elif not _is_macos_metadata(m.name): _write_member(target, read(m.info), step)
+        with progress_mb(total) as step:
+            _extract_members(archive, members, targets, partial(_member_path, folder), current, step)
 
 # %% ../../nbs/20_datasets.archives.ipynb #ac9b9f1c
 def _has_videos(folder):
@@ -278,23 +222,36 @@ def _has_frames(folder):
 def class_folder(path:Path # Folder that contains class folders at any depth
                 )->Path: # Folder that contains the class folders
     "Return the folder that contains the class folders: descend while there is exactly one subfolder"
-    path = Path(path)
-    folders = _subfolders(path)
-    if len(folders) != 1: return path
-    inner = [o for o in _subfolders(folders[0]) if not _has_frames(o)]
-    return class_folder(folders[0]) if inner else path
+    path,visited = Path(path),set()
+    while (folder_id := (path.stat().st_dev, path.stat().st_ino)) not in visited: # links may form a loop
+        visited.add(folder_id)
+        folders = _subfolders(path)
+        if len(folders) != 1 or all(_has_frames(o) for o in _subfolders(folders[0])): return path
+        path = folders[0]
+    return path
 
 # %% ../../nbs/20_datasets.archives.ipynb #2fb4e60d
+def _dest_name(name):
+    "Return the name of an archive without its extension: 'set' for set.part1.rar and set.tar.gz"
+    stem = re.sub(r'(\.part\d+)?\.(rar|zip|tar|tgz|tbz2?|txz|tar\.\w+)$', '', name, flags=re.I)
+    if stem.strip('. '): return stem
+    raise ValueError(f'{name}: gives no name for a folder. Pass `dest`.')
+
 def unrar(fname:Path, # Rar, zip or tar file; the first volume of a multi-volume archive
           dest:Path=None, # Folder to create; default: the archive's name in fastai's data folder
+          max_bytes:int=None, # Total size of the files; default: 100 times the archive, at least 100 MB
+          max_files:int=max_members, # Number of files and folders
          )->Path: # Folder in `dest` that contains the class folders
     """Extract an archive to `dest` with [rarfile](https://rarfile.readthedocs.io), `zipfile` or `tarfile`.
 
-    A `dest` that contains files is reused. Raise `ValueError` if the archive is damaged, encrypted or
-    unsafe, and `OSError` if the disk is full or no program that extracts rar files is installed."""
+    A `dest` that contains files is reused. Raise `ValueError` if the archive is damaged, encrypted, unsafe or
+    exceeds a limit, and `OSError` if the disk is full or no program that extracts rar files is installed."""
     fname = Path(fname)
-    dest = Path(ifnone(dest, fastai_path('data')/fname.name.split('.')[0]))
+    dest = Path(dest) if dest is not None else fastai_path('data')/_dest_name(fname.name)
+    if os.path.lexists(dest) and not dest.is_dir():
+        raise ValueError(f'{dest}: exists, but is not a folder. Give another `dest`.')
     with process_lock(dest.parent):
         if not dest.exists() or not any(dest.iterdir()):
-            with atomic_folder(dest, replace=dest.exists()) as folder: extract_archive(fname, folder)
+            with atomic_folder(dest, replace=dest.exists()) as folder:
+                extract_archive(fname, folder, max_bytes, max_files)
     return class_folder(dest)

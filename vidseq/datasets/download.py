@@ -15,7 +15,8 @@ from urllib.request import Request, urlopen
 
 from fastcore.all import ifnone
 
-from .archives import check_free_space, progress_mb, read_chunks
+from .archive_formats import read_chunks
+from .archives import check_free_space, progress_mb
 from ..files import process_lock
 
 # %% ../../nbs/21_datasets.download.ipynb #59e39afb
