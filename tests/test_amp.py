@@ -13,7 +13,7 @@ from fastai.vision.all import (Callback, CancelBackwardException, CancelBatchExc
 from vidseq.models.conv3d import Conv3dModel
 from vidseq.train.amp import to_amp
 from vidseq.train.learner import video_learner
-from vidseq.train.resume import _training_state, _load_training_state
+from vidseq.train.state import load_training_state, training_state
 
 precisions = {'to_amp bf16': partial(to_amp, mode='bf16'),
               'to_amp fp16': partial(to_amp, mode='fp16', init_scale=8.),
@@ -75,11 +75,11 @@ def test_an_interrupted_batch_leaves_no_trace(precision):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2) # creates the optimizer's state
     learn.recorder.values = []
     f = io.BytesIO()
-    torch.save(_training_state(learn), f)
+    torch.save(training_state(learn), f)
     def restored():
         f.seek(0)
         learn.scaler = None
-        _load_training_state(learn, torch.load(f, weights_only=True) | dict(scaler={}))
+        load_training_state(learn, torch.load(f, weights_only=True) | dict(scaler={}))
         return losses(learn)
     clean = restored()
     assert restored() == clean

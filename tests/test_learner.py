@@ -62,6 +62,29 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
     assert not saved.exists()
 
 
+holding = '''import sys
+from filelock import FileLock
+lock = FileLock('.training.pt.lock')
+lock.acquire()
+print('locked', flush=True)
+sys.stdin.read()
+'''
+
+
+def test_two_processes_do_not_train_with_one_file(tmp_path):
+    "Train while another process has the file, and again after that process was killed"
+    from hostile_learn import train
+    command = [sys.executable, '-c', holding]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b'locked\n'
+        with pytest.raises(ValueError, match='training.pt: another process is training with this file'):
+            train(tmp_path/'training.pt')
+        other.kill()
+        other.wait()
+        train(tmp_path/'training.pt', done=True)
+    assert not list(tmp_path.iterdir())
+
+
 watching = '''import sys, time
 from functools import partial
 from fastai.vision.all import resnet18

@@ -8,102 +8,13 @@ __all__ = ['ResumeTraining']
 # %% ../../nbs/52_train.resume.ipynb #e40a79ec
 from pathlib import Path
 
-import torch
-from fastai.vision.all import Callback, CancelEpochException, CancelFitException, L, TrackerCallback
+from fastai.vision.all import Callback, CancelEpochException, CancelFitException
 from fastai.vision.all import noop, num_distrib, rank_distrib
+from filelock import FileLock, Timeout
 
-from ..data.clip import rng_states, set_rng_states
-from ..files import atomic_file
-
-# %% ../../nbs/52_train.resume.ipynb #34b6a4b3
-def _model_device(learn): return next(learn.model.parameters()).device
-
-def _to_number(o):
-    "Return a tensor's or array's single value as a Python number; other values unchanged"
-    return o.item() if hasattr(o, 'item') else o
-
-def _model_state(learn): return learn.model.state_dict()
-
-def _load_model_state(learn, saved): learn.model.load_state_dict(saved)
-
-def _optimizer_state(learn):
-    "Return the averages of each parameter (`state`) and the settings of each group (`hypers`)"
-    saved = learn.opt.state_dict()
-    hypers = [{k: _to_number(v) for k,v in group.items()} for group in saved['hypers']]
-    return dict(state=list(saved['state']), hypers=hypers)
-
-def _load_optimizer_state(learn, saved):
-    device = _model_device(learn)
-    def to_device(o): return o.to(device) if isinstance(o, torch.Tensor) else o
-    state = [{k: to_device(v) for k,v in param.items()} for param in saved['state']]
-    learn.opt.load_state_dict(dict(state=state, hypers=L(saved['hypers'])))
-
-def _recorder_state(learn):
-    "Return what the recorder shows and plots, and the running mean of the loss"
-    rec = learn.recorder
-    numbers = {k: [_to_number(o) for o in getattr(rec, k)] for k in ('losses','lrs','iters')}
-    smooth_loss = dict(count=rec.smooth_loss.count, val=float(rec.smooth_loss.val))
-    values = [[_to_number(o) for o in row] for row in rec.values]
-    return dict(values=values, smooth_loss=smooth_loss) | numbers
-
-def _load_recorder_state(learn, saved):
-    rec = learn.recorder
-    rec.values = L(L(row) for row in saved['values'])
-    rec.losses,rec.lrs,rec.iters = saved['losses'],saved['lrs'],saved['iters']
-    rec.smooth_loss.count = saved['smooth_loss']['count']
-    rec.smooth_loss.val = torch.tensor(saved['smooth_loss']['val'])
-
-def _rng_loaders(learn):
-    "Return the loaders that shuffle, unwrapped from the `DistributedDL` of training in several processes"
-    return [vars(o).get('dl', o) for o in learn.dls.loaders]
-
-def _loaders_state(learn):
-    "Return the random states that decide the order of the clips"
-    return [dl.rng.getstate() for dl in _rng_loaders(learn)]
-
-def _load_loaders_state(learn, saved):
-    for dl,state in zip(_rng_loaders(learn), saved): dl.rng.setstate(state)
-
-def _scaler_state(learn):
-    "Return the state of the gradient scaler; empty if training uses none"
-    scaler = getattr(learn, 'scaler', None)
-    return scaler.state_dict() if scaler else {}
-
-def _load_scaler_state(learn, saved):
-    if saved: learn.scaler.load_state_dict(saved)
-
-def _trackers(learn): return [o for o in learn.cbs if isinstance(o, TrackerCallback)]
-
-def _trackers_state(learn):
-    "Return the best value, and the epochs without improvement, of each callback that tracks a metric"
-    return [dict(best=float(o.best), wait=getattr(o, 'wait', 0)) for o in _trackers(learn)]
-
-def _load_trackers_state(learn, saved):
-    for o,state in zip(_trackers(learn), saved): o.best,o.wait = state['best'],state['wait']
-
-def _rng_state(learn):
-    "Return the random states of all processes"
-    own = rng_states(_model_device(learn))
-    if num_distrib() < 2: return [own]
-    res = [None]*num_distrib()
-    torch.distributed.all_gather_object(res, own)
-    return res
-
-def _load_rng_state(learn, saved): set_rng_states(saved[rank_distrib()])
-
-_state_functions = {
-    'model': (_model_state, _load_model_state),
-    'optimizer': (_optimizer_state, _load_optimizer_state),
-    'recorder': (_recorder_state, _load_recorder_state),
-    'loaders': (_loaders_state, _load_loaders_state),
-    'scaler': (_scaler_state, _load_scaler_state),
-    'trackers': (_trackers_state, _load_trackers_state),
-    'rng': (_rng_state, _load_rng_state)} # last, because loading other parts may draw random numbers
-
-def _training_state(learn): return {k: save(learn) for k,(save,_) in _state_functions.items()}
-
-def _load_training_state(learn, saved):
-    for k,(_,load) in _state_functions.items(): load(learn, saved[k])
+from .distributed import broadcast_object
+from .state import (check_fit, check_numbers, check_progress, load_training_state, read_state,
+                                state_functions, training_setup, training_state, write_state)
 
 # %% ../../nbs/52_train.resume.ipynb #04033eef
 class _CompletedEpochs(int):
@@ -113,17 +24,27 @@ class ResumeTraining(Callback):
     """Save the state of training to `fname` after each epoch; resume from it when the program runs again.
 
     Resumed training gives bit-identical weights on the same machine. `done()` deletes the file.
-    Raises `ValueError` if the file has another format, number of processes or number of epochs."""
+    Raises `ValueError` if the file is damaged, or is from training with other clips, models, optimizers,
+    numbers of processes or epochs, or if another process is training with it."""
     order = 80 # after callbacks that record and schedule
+    _stateattrs = ('file_lock',) # not exported with a learner
     def __init__(self, fname:Path): # File for the state, replaced by an atomic write
-        self.fname,self.phase,self.saved,self.muted_logger = Path(fname),0,None,None
+        super().__init__()
+        self.fname = Path(fname)
+        if not self.fname.name or self.fname.is_dir():
+            raise ValueError(f'fname: {str(fname)!r} is a folder. Give the name of a file.')
+        self.phase,self.fits,self.saved,self.muted_logger = 0,[],None,None
+
+    def _init_state(self): self.file_lock = None
 
     def before_fit(self):
         "Count this fit, and skip it if the file is from a later one"
         self.run = self._is_training()
         if not self.run: return
-        if self.phase == 0 and self.fname.exists(): self.saved = self._read()
+        if self.phase == 0: self._open()
         self.phase += 1
+        self.fits = [*self.fits, self.n_epoch]
+        if self.saved: self._check_epochs()
         if self.saved and self.phase < self.saved['progress']['phase']: raise CancelFitException()
         self.start = self.saved['progress']['epoch'] if self._is_interrupted_fit() else 0
         if self.start: self._mute()
@@ -144,8 +65,12 @@ class ResumeTraining(Callback):
 
     def done(self):
         "Delete the file: training is complete"
-        if not rank_distrib(): self.fname.unlink(missing_ok=True)
-        self.phase,self.saved = 0,None
+        if self.saved: self._refuse('fits', len(self.saved['progress']['fits']), self.phase)
+        if not rank_distrib():
+            self.fname.unlink(missing_ok=True)
+            if self.file_lock: self.file_lock.release(force=True)
+            self._lock_file().unlink(missing_ok=True)
+        self.phase,self.fits,self.saved,self.file_lock = 0,[],None,None
 
     def _mute(self):
         "Stop printing while completed epochs are skipped"
@@ -159,34 +84,73 @@ class ResumeTraining(Callback):
     def _is_interrupted_fit(self):
         return self.saved is not None and self.phase == self.saved['progress']['phase']
 
+    def _lock_file(self): return self.fname.with_name(f'.{self.fname.name}.lock')
+
+    def _is_locked(self):
+        "Lock the file for this process, as far as the file system can; return whether another process has it"
+        self.fname.parent.mkdir(parents=True, exist_ok=True)
+        self.file_lock = FileLock(self._lock_file(), timeout=0, is_singleton=True) # ends with the process
+        try: self.file_lock.acquire()
+        except Timeout: return True
+        except (NotImplementedError, OSError): self.file_lock = None # without locks
+        return False
+
+    def _open(self):
+        "Lock the file, and read it if it exists"
+        if broadcast_object(not rank_distrib() and self._is_locked()):
+            raise ValueError(f'{self.fname}: another process is training with this file. '
+                             'Wait for its end, or give each training its own file.')
+        if self.fname.exists(): self.saved = self._read()
+
     def _save(self):
-        progress = dict(phase=self.phase, epoch=self.epoch+1, n_epoch=self.n_epoch)
-        state = dict(progress=progress) | _training_state(self.learn)
-        if rank_distrib(): return
-        with atomic_file(self.fname) as part: torch.save(state, part)
+        progress = dict(phase=self.phase, epoch=self.epoch+1, n_epoch=self.n_epoch, fits=self.fits)
+        state = dict(progress=progress, setup=training_setup(self.learn)) | training_state(self.learn)
+        if not rank_distrib(): write_state(state, self.fname)
 
     def _read(self):
         try:
-            saved = torch.load(self.fname, map_location='cpu', weights_only=True)
-            return {k: saved[k] for k in ('progress', *_state_functions)}
+            saved = read_state(self.fname)
+            saved = {k: saved[k] for k in ('progress', 'setup', *state_functions)}
+            check_progress(saved['progress'])
+            check_numbers(saved)
+            return saved
         except Exception as e:
-            raise ValueError(f'{self.fname}: not a file of `ResumeTraining` ({type(e).__name__}). '
+            raise ValueError(f'{self.fname}: not a file of `ResumeTraining`, or damaged ({self._reason(e)}). '
                              'Delete it to train from the first epoch.') from e
+
+    def _reason(self, e):
+        "Describe `e` in a few words"
+        if isinstance(e, KeyError): return f'{e} is missing'
+        return str(e).partition('\n')[0][:200] if isinstance(e, (ValueError, OSError)) else type(e).__name__
+
+    def _check_epochs(self):
+        "Raise `ValueError` if this fit has another number of epochs than the saved one"
+        fits = self.saved['progress']['fits']
+        n_saved = self.saved['progress']['n_epoch'] if self._is_interrupted_fit() else fits[self.phase-1]
+        if n_saved != self.n_epoch: self._refuse('epochs', n_saved, self.n_epoch)
 
     def _check_saved(self):
         "Raise `ValueError` if the file does not fit this training"
         n_saved,n_now = len(self.saved['rng']),max(num_distrib(), 1)
-        if n_saved != n_now: self._refuse(n_saved, n_now, 'processes')
-        n_saved,n_now = self.saved['progress']['n_epoch'],self.n_epoch
-        if n_saved != n_now: self._refuse(n_saved, n_now, 'epochs')
+        if n_saved != n_now: self._refuse('processes', n_saved, n_now)
+        for name,now in training_setup(self.learn).items():
+            if self.saved['setup'][name] != now: raise ValueError(
+                f'{self.fname}: saved by training with other {name}. Use them again, or delete the file '
+                'to train from the first epoch.')
+        check_fit(self.learn, self.saved)
 
-    def _refuse(self, n_saved, n_now, unit):
+    def _refuse(self, unit, n_saved, n_now):
         raise ValueError(f'{self.fname}: saved by training with {n_saved} {unit}, but there are {n_now} now. '
                          f'Train with {n_saved} {unit}, or delete the file to train from the first epoch.')
 
     def _restore(self):
         "Load the saved state and print epochs again"
-        self._check_saved()
-        _load_training_state(self.learn, self.saved)
+        try:
+            self._check_saved()
+            load_training_state(self.learn, self.saved)
+        except Exception as e:
+            if str(self.fname) in str(e): raise
+            raise ValueError(f'{self.fname}: does not fit this training ({self._reason(e)}). '
+                             'Delete it to train from the first epoch.') from e
         if self.muted_logger: self.learn.logger = self.muted_logger
         self.saved,self.muted_logger = None,None

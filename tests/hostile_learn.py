@@ -1,0 +1,120 @@
+"""Hostile files of interrupted training, and hostile arguments of learners and models."""
+from functools import cache, partial
+
+import torch
+from fastai.vision.all import CrossEntropyLossFlat, DataLoader, DataLoaders, set_seed
+from hostile import gives, refuses
+
+from vidseq.models.conv3d import Conv3dModel
+from vidseq.train.learner import video_learner
+from vidseq.train.resume import ResumeTraining
+
+# Training files
+
+
+def make_dls(n_clips=4, bs=2):
+    "Return loaders of random clips of two frames, in two classes"
+    clips = [(torch.rand(2,3,8,8), torch.tensor(i%2)) for i in range(n_clips)]
+    res = DataLoaders(*(DataLoader(clips, bs=bs, num_workers=0) for _ in range(2)), device='cpu')
+    res.c = 2
+    return res
+
+
+def train(fname, width=1, n_epoch=2, dls=None, done=False, **kwargs):
+    "Train with `ResumeTraining(fname)`; return its number of fits, and the weights"
+    set_seed(0)
+    learn = video_learner(dls or make_dls(), Conv3dModel(2, width=width), loss_func=CrossEntropyLossFlat(),
+                          cbs=ResumeTraining(fname), **kwargs)
+    with learn.no_bar(), learn.no_logging(): learn.fit(n_epoch, 1e-2)
+    if done: learn.resume_training.done()
+    return learn.resume_training.phase, learn.model.head[-1].weight.tolist()
+
+
+@cache
+def saved_bytes():
+    "Return the file of a training of two epochs"
+    from tempfile import TemporaryDirectory
+    with TemporaryDirectory() as folder:
+        train(f'{folder}/file')
+        return open(f'{folder}/file', 'rb').read()
+
+
+def resume(folder, change=lambda o: o, **kwargs):
+    "Resume from a file whose bytes `change` has changed"
+    (folder/'kept.pt').write_bytes(change(saved_bytes()))
+    return train(folder/'kept.pt', **kwargs)
+
+
+def resume_state(folder, change, **kwargs):
+    "Resume from a file whose state `change` has changed in place, written by `torch.save`"
+    (folder/'kept.pt').write_bytes(saved_bytes())
+    state = torch.load(folder/'kept.pt', weights_only=True)
+    change(state)
+    torch.save(state, folder/'kept.pt')
+    return train(folder/'kept.pt', **kwargs)
+
+
+def flip(data, share):
+    i = int(len(data)*share)
+    return data[:i] + bytes([data[i]^1]) + data[i+1:]
+
+
+def kept(name, act, *words): refuses(f'training file: {name}', act, 'kept.pt', *words)
+
+
+for share in (0, .001, .1, .25, .5, .75, .9, .99, .9999):
+    kept(f'a bit flipped at {share}', partial(resume, change=partial(flip, share=share)), 'Delete it')
+for name,change in {'empty': lambda o: b'', 'one byte': lambda o: o[:1],
+                    'cut in half': lambda o: o[:len(o)//2], 'the end is missing': lambda o: o[:-1],
+                    'a byte too many': lambda o: o + b'x',
+                    'twice': lambda o: o + o, 'text': lambda o: b'weights', 'zeros': lambda o: bytes(len(o)),
+                    'an empty archive': lambda o: b'PK\5\6' + bytes(18)}.items():
+    kept(name, partial(resume, change=change), 'not a file of `ResumeTraining`', 'Delete it')
+for part in ('progress','setup','model','optimizer','recorder','loaders','scaler','trackers','rng'):
+    kept(f'no {part}', partial(resume_state, change=lambda o, part=part: o.pop(part)), f"'{part}' is missing")
+    for value in (None, 3, 'text', [1,2,3]):
+        def change(o, part=part, value=value): o[part] = value
+        kept(f'{part} is {value}', partial(resume_state, change=change), 'elete')
+
+
+def set_at(*path, value):
+    def change(o):
+        for k in path[:-1]: o = o[k]
+        o[path[-1]] = value
+    return change
+
+
+nan = float('nan')
+for name,path,value in (
+        ('epoch 10**9', 'progress epoch', 10**9), ('epoch NaN', 'progress epoch', nan),
+        ('epoch -1', 'progress epoch', -1), ('epoch True', 'progress epoch', True),
+        ('epoch of text', 'progress epoch', '1'), ('fit 10**9', 'progress phase', 10**9),
+        ('fit 0', 'progress phase', 0), ('other epochs', 'progress n_epoch', 3),
+        ('many fits', 'progress fits', [2]*9), ('epochs 10**9', 'progress n_epoch', 10**9),
+        ('learning rate NaN', 'optimizer hypers 0 lr', nan),
+        ('learning rate inf', 'optimizer hypers 0 lr', float('inf')),
+        ('learning rate of text', 'optimizer hypers 0 lr', 'fast'),
+        ('no momentum', 'optimizer hypers 0', dict(lr=.1)),
+        ('averages of another shape', 'optimizer state 0 grad_avg', torch.zeros(7)),
+        ('averages NaN', 'optimizer state 0 grad_avg', torch.full((2,6,3,3,3), nan)),
+        ('weights NaN', 'model head.2.weight', torch.full((2,4), nan)),
+        ('weights of another shape', 'model head.2.weight', torch.zeros(3,4)),
+        ('weights of text', 'model head.2.weight', 'text'),
+        ('a foreign weight', 'model other', torch.zeros(1)),
+        ('random states of two', 'rng', [1,2]), ('a random state of text', 'rng', ['text']),
+        ('a random state of another length', 'rng 0 torch', torch.zeros(3, dtype=torch.uint8)),
+        ('a gradient scaler', 'scaler', dict(scale=1.)), ('two trackers', 'trackers', [1,2]),
+        ('one loader', 'loaders', [1]), ('losses of text', 'recorder smooth_loss val', 'text')):
+    keys = [int(o) if o.isdigit() else o for o in path.split()]
+    kept(name, partial(resume_state, change=set_at(*keys, value=value)))
+kept('other clips', lambda p: resume(p, dls=make_dls(6)), 'other clips', 'Use them again')
+kept('another batch size', lambda p: resume(p, dls=make_dls(bs=1)), 'other batch sizes')
+kept('another model', lambda p: resume(p, width=2), 'other model parameters')
+kept('another number of epochs', lambda p: resume(p, n_epoch=5), '2 epochs, but there are 5 now')
+kept('a folder', lambda p: [(p/'kept.pt').mkdir(), train(p/'kept.pt')], 'a folder')
+for name in ('', '.', '..', '/'):
+    refuses(f'training file: named {name!r}', lambda p, name=name: ResumeTraining(name), 'is a folder')
+for name in ('kept', 'kept.', '.kept', 'kept.tar.gz', 'ein Name mit Ü', 'new/folder/kept'):
+    gives(f'training file: named {name}', lambda p, name=name: train(p/name) == train(p/name), True)
+gives('training file: complete', lambda p: resume(p) == train(p/'other'), True)
+gives('training file: deleted by `done`', lambda p: [train(p/'kept', done=True), list(p.iterdir())][1], [])
