@@ -65,7 +65,7 @@ def test_notebooks_are_named_after_their_modules():
         number,_,module = nb.stem.partition('_')
         text = nb.read_text(encoding='utf-8')
         assert re.search(rf'default_exp {re.escape(module)}(?![\w.])', text), nb.name
-        assert int(number[0]) == house.PACKAGES.index(module.split('.')[0]), nb.name
+        assert int(number[0]) == house.DIGITS[module.split('.')[0]], nb.name
 
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)

@@ -6,295 +6,101 @@
 __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #3bfad026
-import argparse, contextlib, json, os, sys, warnings
-from pathlib import Path
+import argparse, contextlib, io, os, signal, sys, threading, warnings
+
+from . import __version__
+from .commands import models, train, videos
+from .commands.arguments import Output, SafeStream, complain, describe_error
 
 # %% ../nbs/90_cli.ipynb #bd02acfd
-_commands = {} # name -> (function, help, arguments)
+def _commands():
+    "Return the functions of all commands, in the order of the help"
+    found = (o for module in (train, videos, models) for o in vars(module).values())
+    return [o for o in found if hasattr(o, 'command')]
 
-def _arg(*names, **kwargs): return names,kwargs
-
-def _command(name, help, *args):
-    "Decorate a function of the parsed arguments to register it as the command `name`"
-    def register(f):
-        _commands[name] = f,help,args
-        return f
-    return register
-
-def _group_arg(help): return _arg('--groups', nargs='?', const='^[^_]+', metavar='REGEX', help=help)
-
-_default = '(default: %(default)s)'
-_folder = _arg('folder', type=Path, metavar='DIR')
-_videos = _arg('videos', type=Path, nargs='+', metavar='PATH', help='video files, or folders of them')
-_model = _arg('model', type=Path, metavar='MODEL',
-              help='folder of a model that `vidseq train` or `learn.save_pretrained` wrote')
-_json = _arg('--json', action='store_true', help='print JSON')
-_workers = _arg('--workers', type=int, help='processes (default: one per core; 0: none)')
-_same_groups = _group_arg('regular expression for the group of a clip, as for `train`')
-
-@contextlib.contextmanager
-def _progress_on_stderr():
-    "Keep stdout for the result: print progress to stderr"
-    with contextlib.redirect_stdout(sys.stderr): yield
-    print(file=sys.stderr)
-
-def _find_videos(paths):
-    "Return the files in `paths` and the videos in its folders"
-    from vidseq.video.decode import get_videos
-    res = []
-    for p in paths:
-        found = get_videos(p) if p.is_dir() else [p]
-        if not found: raise ValueError(f'{p}: no videos in this folder. Check the path.')
-        res += found
-    return res
-
-def _for_each(videos, f):
-    "Call `f` with each of `videos`; print those that fail to stderr and return their number"
-    from vidseq.video.decode import VideoError
-    n_failed = 0
-    for video in videos:
-        try: f(video)
-        except VideoError as e:
-            print(f'vidseq: {e}', file=sys.stderr)
-            n_failed += 1
-    return n_failed
-
-# %% ../nbs/90_cli.ipynb #dc584d36
-@_command('demo', 'Generate videos of moving shapes, train four models on them and write a page that '
-          'compares them. Takes a few minutes on a laptop.',
-          _arg('--out', type=Path, default=Path('vidseq-demo'), help=f'folder for the results {_default}'),
-          _arg('--seconds', type=float, default=60, help=f'training time of each model {_default}'))
-def _demo(args):
-    from vidseq.datasets.shapes import moving_shapes
-    from vidseq.report.train_folder import train_folder
-    learners = train_folder(moving_shapes(), args.out, seconds=args.seconds, size=32, augment=False)
-    _print_scores(learners, args.out)
-
-def _print_scores(learners, out):
-    "Print the accuracy of each model, and where the page and the best model are"
-    from vidseq.report.compare import best_model
-    for name,learn in learners.items(): print(f'{learn.report["scores"].accuracy:7.1%}  {name}')
-    print(f'Page: {out/"index.html"}. Best model: {best_model(learners)}, in {out/"model"}')
-
-_train_args = (
-    _folder,
-    _arg('--out', type=Path, help='folder for the results (default: vidseq-<name of DIR>)'),
-    _group_arg('regular expression for the group of a clip, searched in the file name: its first '
-               'parenthesized part, or the whole match. Clips of one group are never in both training and '
-               'validation. Without REGEX: the part before the first underscore. UCF101 names need none.'),
-    _arg('--seconds', type=float, default=120, help=f'training time of each model {_default}'),
-    _arg('--size', type=int, default=64, help=f'short side of the frames in pixels {_default}'),
-    _arg('--frames', type=int, default=8, help=f'frames in a clip {_default}'),
-    _arg('--step', type=int, default=3, help=f'take every STEP-th frame {_default}'),
-    _arg('--bs', type=int, default=16, help=f'batch size {_default}'),
-    _arg('--seed', type=int, default=0, help=f'random seed of the split and the weights {_default}'),
-    _arg('--flip', action='store_true', help='flip half of the training clips horizontally; leave it off '
-         'where left and right distinguish classes'),
-    _arg('--no-augment', dest='augment', action='store_false', help='train without data augmentation'),
-    _arg('--workers', type=int, help='processes that load data (default: by the number of cores)'))
-@_command('train', 'Train four models on a folder of class folders of videos (or of folders of frames) and '
-          'write a page that compares them. On several GPUs: `accelerate launch --multi_gpu -m vidseq.cli '
-          'train DIR`.', *_train_args)
-def _train(args):
-    from vidseq.report.train_folder import train_folder
-    out = args.out or Path(f'vidseq-{args.folder.resolve().name}')
-    learners = train_folder(args.folder, out, args.groups, args.seconds, args.size, args.frames, args.step,
-                            args.bs, args.seed, workers=args.workers, augment=args.augment, flip=args.flip)
-    _print_scores(learners, out)
-
-# %% ../nbs/90_cli.ipynb #174048ba
-@_command('extract', 'Extract the frames of all videos in a folder to jpgs. Skips existing frames, and so '
-          'resumes an interrupted extraction.', _folder,
-          _arg('--out', type=Path, help='folder for the frames (default: DIR-frames, beside DIR)'),
-          _arg('--size', type=int, help='scale the short side to this many pixels (default: unchanged)'),
-          _arg('--quality', type=int, default=90, help=f'jpg quality, 1 to 95 {_default}'),
-          _arg('--force', action='store_true', help='extract existing frames again'), _workers)
-def _extract_folder(args):
-    from vidseq.video.extract import extract_videos, print_problems
-    if not args.folder.is_dir(): raise ValueError(f'{args.folder}: no such folder.')
-    out = args.out or args.folder.resolve().with_name(f'{args.folder.resolve().name}-frames')
-    with _progress_on_stderr():
-        report = extract_videos(_find_videos([args.folder]), out, args.folder, n_workers=args.workers,
-                                force=args.force, size=args.size, quality=args.quality)
-    counts = ', '.join(f'{n} {status}' for status,n in report.status.value_counts().items())
-    print(f'{counts}: {report.frames.sum()} frames in {out}. One row per video: {out/"extract_videos.csv"}')
-    return 1 if print_problems(report) else 0
-
-# %% ../nbs/90_cli.ipynb #e8aa415c
-@_command('check', 'Decode videos to the end and list those that are damaged or incomplete: status, file and '
-          'reason, separated by tabs.',
-          _videos, _arg('--csv', type=Path, help='write one row per video to this file'), _workers)
-def _check_files(args):
-    from vidseq.video.extract import check_videos
-    with _progress_on_stderr(): report = check_videos(_find_videos(args.videos), n_workers=args.workers)
-    bad = report[report.reason != '']
-    for row in bad.itertuples(): print(f'{row.status}\t{row.file}\t{row.reason}')
-    if args.csv: report.to_csv(args.csv, index=False)
-    print(f'{len(report)-len(bad)} of {len(report)} videos are whole.', file=sys.stderr)
-    return 1 if len(bad) else 0
-
-# %% ../nbs/90_cli.ipynb #350a4e50
-def _info_row(video):
-    "Return the columns of `vidseq info` for a video"
-    from vidseq.video.info import video_info
-    i = video_info(video)
-    notes = ', '.join([f'rotated {i.rotation}']*bool(i.rotation) + ['variable frame rate']*i.variable_rate)
-    seconds = '' if i.duration is None else f'{i.duration:.2f}'
-    return i.frames, i.declared, f'{i.fps:.5g}', seconds, f'{i.width}x{i.height}', i.codec, notes, video
-
-def _print_row(row): print('\t'.join(map(str, row)))
-
-@_command('info', 'Print what is in videos: the number of frames, the frame rate, the size as displayed. One '
-          'line per video, separated by tabs.', _videos)
-def _info(args):
-    _print_row(('frames', 'declared', 'fps', 'seconds', 'size', 'codec', 'notes', 'file'))
-    return 1 if _for_each(_find_videos(args.videos), lambda video: _print_row(_info_row(video))) else 0
-
-# %% ../nbs/90_cli.ipynb #639759ee
-@_command('predict', 'Print the most probable classes of videos.', _model,
-          _arg('videos', type=Path, nargs='+', metavar='VIDEO', help='video files, or folders of frames'),
-          _arg('--top', type=int, default=3, help=f'number of classes {_default}'), _json)
-def _predict(args):
-    from vidseq.deploy.predict import predict_video
-    from vidseq.deploy.saving import load_pretrained
-    learn,found = load_pretrained(args.model),{}
-    def predict(video):
-        found[str(video)] = predict_video(learn, video, k=args.top)
-        if args.json: return
-        print(video)
-        for name,p in found[str(video)]: print(f'  {p:6.1%}  {name}')
-    failed = _for_each(args.videos, predict)
-    if args.json: print(json.dumps(found, indent=1))
-    return 1 if failed else 0
-
-# %% ../nbs/90_cli.ipynb #ed174b61
-@_command('evaluate', 'Score a model on a folder of class folders: accuracy per video, with a confidence '
-          'interval over groups.', _model, _folder, _same_groups,
-          _arg('--views', type=int, default=1,
-               help=f'clips per video, whose probabilities are averaged {_default}'),
-          _arg('--crops', type=int, default=1, choices=(1,3), help=f'crops per clip {_default}'), _json)
-def _evaluate(args):
-    from fastai.vision.all import parent_label
-    from vidseq.data.loader import get_clips
-    from vidseq.data.splits import ucf_group
-    from vidseq.deploy.saving import load_pretrained
-    from vidseq.evaluate.scores import evaluate
-    learn = load_pretrained(args.model)
-    dl = learn.dls.test_dl(get_clips(args.folder), num_workers=0)
-    with _progress_on_stderr():
-        scores = evaluate(learn, dl, parent_label, args.views, args.crops, args.groups or ucf_group)
-    classes = scores.per_class()
-    data = scores.to_dict() | dict(classes=classes.to_dict('records'))
-    if args.json: return print(json.dumps(data, indent=1))
-    print(scores)
-    print(classes.to_string(index=False, formatters=dict(accuracy='{:.1%}'.format)))
-
-# %% ../nbs/90_cli.ipynb #55108cae
-@_command('timeline', 'Print what happens when in a long video: start, end, probability and class.', _model,
-          _arg('video', type=Path, metavar='VIDEO', help='a video file, or a folder of frames'),
-          _arg('--window', type=float, default=2, help=f'seconds per prediction {_default}'),
-          _arg('--stride', type=float, default=1, help=f'seconds between predictions {_default}'),
-          _arg('--threshold', type=float, default=.5,
-               help=f'minimum probability of a reported class {_default}'),
-          _arg('--fps', type=float, help='frames per second of a folder of frames'),
-          _arg('--csv', type=Path, help='write the probabilities of all windows to this file'), _json)
-def _timeline(args):
-    from vidseq.deploy.saving import load_pretrained
-    from vidseq.deploy.timeline import predict_timeline, timeline_segments
-    learn = load_pretrained(args.model)
-    with _progress_on_stderr():
-        timeline = predict_timeline(learn, args.video, window=args.window, stride=args.stride, fps=args.fps)
-    segments = timeline_segments(timeline, args.threshold)
-    if args.csv: timeline.to_csv(args.csv, index=False)
-    if args.json: return print(json.dumps(segments.to_dict('records'), indent=1))
-    for o in segments.itertuples(): print(f'{o.start:8.2f} {o.end:8.2f} {o.probability:6.1%}  {o.label}')
-
-# %% ../nbs/90_cli.ipynb #8732e03c
-def _example_clip(learn):
-    "Return a batch of one random clip as the model of `learn` receives it"
-    import numpy as np
-    from vidseq.data.clip import ImageTuple, clip_tfm
-    seq_len = clip_tfm(learn.dls.valid).seq_len
-    noise = np.random.default_rng(0).integers(0, 256, (seq_len,240,320,3), np.uint8)
-    return learn.dls.test_dl([ImageTuple.create(noise)], num_workers=0).one_batch()[0]
-
-def _save_program(model, fname, clip):
-    import torch
-    from vidseq.deploy.export import export_program
-    from vidseq.files import atomic_file
-    program = export_program(model, clip)
-    with atomic_file(fname) as part: torch.export.save(program, part)
-
-@_command('export', 'Convert a model to ONNX or to a PyTorch program, and compare its output with the model.',
-          _model, _arg('out', type=Path, metavar='OUT', help='OUT.onnx, or OUT.pt2 for a PyTorch program'))
-def _export(args):
-    from vidseq.deploy.export import export_onnx
-    from vidseq.deploy.saving import load_pretrained
-    formats = {'.onnx': export_onnx, '.pt2': _save_program}
-    if args.out.suffix not in formats:
-        raise ValueError(f'{args.out}: unknown format. Use the suffix .onnx, or .pt2 for a PyTorch program.')
-    learn = load_pretrained(args.model)
-    clip = _example_clip(learn)
-    formats[args.out.suffix](learn.model, args.out, clip)
-    shape = 'x'.join(map(str, (len(clip), *clip[0].shape[1:])))
-    print(f'{args.out}: input: clips {shape}, normalized as in {args.model}; '
-          f'output: {len(learn.dls.vocab)} logits')
-
-# %% ../nbs/90_cli.ipynb #09953534
-@_command('split', 'Divide a folder of class folders into training and validation, never dividing a group. '
-          'Writes a table for `VideoDataLoaders.from_csv(..., valid_col="is_valid")`.', _folder, _same_groups,
-          _arg('--valid-pct', type=float, default=.2, help=f'share for validation {_default}'),
-          _arg('--seed', type=int, default=0, help=f'random seed {_default}'),
-          _arg('--out', type=Path, help='write to this file (default: print)'))
-def _split(args):
-    import pandas as pd
-    from fastai.vision.all import parent_label
-    from vidseq.data.loader import get_clips
-    from vidseq.data.splits import default_splitter
-    from vidseq.files import atomic_file
-    clips = get_clips(args.folder)
-    splitter = default_splitter(args.groups, args.valid_pct, args.seed, parent_label)
-    with _progress_on_stderr(): valid = set(splitter(clips)[1])
-    names = [o.relative_to(args.folder).as_posix() for o in clips]
-    sides = [i in valid for i in range(len(clips))]
-    table = pd.DataFrame(dict(clip=names, label=clips.map(parent_label), is_valid=sides))
-    if not args.out: return table.to_csv(sys.stdout, index=False)
-    with atomic_file(args.out) as part: table.to_csv(part, index=False)
-
-# %% ../nbs/90_cli.ipynb #89bf2aff
 def _parser():
     parser = argparse.ArgumentParser('vidseq', description='Train video classifiers, and use them.')
+    parser.add_argument('--version', action='version', version=f'vidseq {__version__}')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for name,(f,help,args) in _commands.items():
+    for f in _commands():
+        name,help,args = f.command
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(run=f)
         for names,kwargs in args: sub.add_argument(*names, **kwargs)
     return parser
 
-def _quiet_stack():
-    "Return a context that discards output in all processes of a launcher except the first"
-    stack = contextlib.ExitStack()
-    if int(os.environ.get('RANK', 0)):
-        devnull = stack.enter_context(open(os.devnull, 'w'))
-        stack.enter_context(contextlib.redirect_stdout(devnull))
-        stack.enter_context(contextlib.redirect_stderr(devnull))
-    return stack
+# %% ../nbs/90_cli.ipynb #63285994
+class _Terminated(KeyboardInterrupt): pass
+
+def _raise_terminated(*_): raise _Terminated
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c():
+    "Raise `_Terminated` at SIGTERM, in the main thread and unless the signal is ignored"
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL: yield
+    else:
+        signal.signal(signal.SIGTERM, _raise_terminated)
+        try: yield
+        finally: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+def _show_warning(message, *_, **__): complain(message)
+
+@contextlib.contextmanager
+def _safe_streams():
+    "Yield the `Output` of stdout; print everything else to stderr, warnings as one line"
+    for o in (sys.stdout, sys.stderr):
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
+    out,messages = Output(sys.stdout),SafeStream(sys.stderr)
+    first = not int(os.environ.get('RANK', 0)) # of the processes of a launcher
+    if not first: out,messages = Output(io.StringIO()),io.StringIO()
+    redirected = contextlib.redirect_stdout(messages), contextlib.redirect_stderr(messages)
+    with redirected[0], redirected[1], warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=FutureWarning) # for developers of the libraries
+        warnings.filterwarnings('ignore', message='.* missing or unusable frames') # see `print_problems`
+        warnings.showwarning = _show_warning
+        yield out
+
+def _close_stdout():
+    "Discard what is not written yet, because the reader of stdout has ended"
+    with contextlib.suppress(OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
 
 # %% ../nbs/90_cli.ipynb #fe34116b
-def main(argv=None # Arguments; default: those of the process
-        )->int: # 0, 1 after an error, 2 for wrong arguments, 130 after Ctrl-C
-    "Run the `vidseq` command"
-    args = _parser().parse_args(argv)
-    warnings.filterwarnings('ignore', category=FutureWarning) # for developers of the libraries, not for users
-    warnings.filterwarnings('ignore', message='.* missing or unusable frames') # printed by `print_problems`
-    try:
-        with _quiet_stack(): return args.run(args) or 0
-    except (ValueError, OSError) as e: # VideoError is a ValueError
+def _run(args, out):
+    "Run a command; return its exit code, after printing an error on one line"
+    try: return args.run(args, out) or 0
+    except BrokenPipeError: return 141
+    except Exception as e:
         if args.debug: raise
-        print(f'vidseq: {e}', file=sys.stderr)
+        complain(describe_error(e))
         return 1
-    except KeyboardInterrupt: return 130
+
+def _finish(code):
+    "Write what stdout has buffered and return `code`, or the code of an error of stdout"
+    try:
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError: code = 141 # as in `vidseq info | head -1`, without a message
+    except OSError as e:
+        print(f'vidseq: stdout: {e.strerror}.', file=sys.stderr)
+        code = 1
+    _close_stdout()
+    return code
+
+def main(argv=None # Arguments; default: those of the process
+        )->int: # 0, 1 after an error, 2 for wrong arguments, 130 after Ctrl-C, 143 after SIGTERM
+    "Run the `vidseq` command"
+    try:
+        with _sigterm_as_ctrl_c(), _safe_streams() as out:
+            with contextlib.redirect_stdout(out.stream): args = _parser().parse_args(argv)
+            code = _run(args, out)
+    except KeyboardInterrupt as e: code = 143 if isinstance(e, _Terminated) else 130
+    except SystemExit as e: code = e.code # of argparse
+    return _finish(code)
 
 # %% ../nbs/90_cli.ipynb #fbc6cfe2
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # python -m vidseq.cli, for launchers

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/00_files.ipynb #08660ae8
-import errno, math, numbers, os, re, shutil, stat, sys, tempfile, time, uuid
+import errno, math, numbers, operator, os, re, shutil, stat, sys, tempfile, time, uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -67,6 +67,17 @@ def printable(text):
 def preview_list(items):
     "Return the first three of `items` as a comma-separated string for a message"
     return f'{", ".join(map(printable, items[:3]))}{", …" if len(items) > 3 else ""}'
+
+# %% ../nbs/00_files.ipynb #5695720d
+def _is_formula(text): return str(text)[:1] in tuple('=+-@\t\r')
+
+def safe_cell(text):
+    "Return `text`, behind an apostrophe if a spreadsheet would compute it"
+    return f"'{text}" if _is_formula(text) else text
+
+def safe_path(path):
+    "Return `path`, with `./` before it if a spreadsheet would compute it: the same file"
+    return f'./{path}' if _is_formula(path) else path
 
 # %% ../nbs/00_files.ipynb #a3cc7276
 _day = 24*60*60 # seconds
@@ -198,25 +209,27 @@ def atomic_file(path:Path # File to write
             _copy_into(part, path, number)
 
 # %% ../nbs/00_files.ipynb #9b89c021
-def _range_text(low, high, above, whole):
+def range_text(low=None, high=None, above=None, below=None, whole=True):
+    "Describe the numbers that `check_range` accepts"
+    limits = {'of at least': low, 'above': above, 'at most': high, 'below': below}
     kind = 'a whole number' if whole else 'a number'
-    if above is not None: return f'{kind} above {above}' + (f', at most {high}' if high is not None else '')
-    return f'{kind} of at least {low}' if high is None else f'{kind} from {low} to {high}'
+    given = [f'{k} {v}' for k,v in limits.items() if v is not None]
+    if low is not None and high is not None: given = [f'from {low} to {high}']
+    return ' '.join([kind, ' and '.join(given)]).strip()
 
 def check_range(name:str, # Name of the argument, for the message
                 value, # Number to check; None is accepted
-                low=None, # Smallest accepted value
-                high=None, # Largest accepted value
-                above=None, # Limit below all accepted values, instead of `low`
+                low=None, high=None, # Smallest and largest accepted value
+                above=None, below=None, # Limits that are not accepted themselves
                 whole=True, # Accept whole numbers only
                ): # `value`
     "Return `value`; raise `ValueError` if it is not a finite number between the limits"
     if value is None: return None
-    number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    inside = number and math.isfinite(value) and (low is None or value >= low) and (
-        high is None or value <= high) and (above is None or value > above)
-    if inside: return value
-    allowed = _range_text(low, high, above, whole)
+    kind = numbers.Integral if whole else numbers.Real
+    valid = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    limits = ((low, operator.ge), (high, operator.le), (above, operator.gt), (below, operator.lt))
+    if valid and all(o is None or is_inside(value, o) for o,is_inside in limits): return value
+    allowed = range_text(low, high, above, below, whole)
     raise ValueError(f'{name}={printable(repr(value))}: out of range. Give {allowed}.')
 
 # %% ../nbs/00_files.ipynb #44446464

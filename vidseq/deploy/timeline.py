@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastai.vision.all import Learner, chunked, ifnone, plt
-from fastprogress.fastprogress import progress_bar
 
 from ..data.clip import clip_tfm, ImageTuple
 from ..data.frame import Frame, load_frame
+from ..parallel import progress
 from ..train.learner import learner_method
 from ..video.decode import stream_frames, VideoError
 from ..video.frame_folder import frame_files
@@ -112,7 +112,7 @@ def predict_timeline(learn:Learner, # Trained classifier
     if not rate: raise ValueError(f'{source}: the frame rate is unknown. Set `fps`.')
     frames,n_frames = _limit_seconds(frames, n_frames, seconds, rate)
     size,step = _window_and_step(window, stride, rate, n_frames)
-    frames = progress_bar(frames, total=ifnone(n_frames, 'noinfer'), leave=False)
+    frames = progress(frames, n_frames, 'frames')
     windows = sliding_windows(frames, tfm.frame_numbers(source, size, rate), step)
     timeline = _timeline_table(_predict_windows(learn, windows, bs), size, rate, learn.dls.vocab)
     if timeline.empty:

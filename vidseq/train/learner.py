@@ -6,12 +6,13 @@
 __all__ = ['video_learner']
 
 # %% ../../nbs/50_train.learner.ipynb #25846843
-import inspect, re, warnings
+import inspect, re, sys, warnings
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from fastai.vision.all import Callback, L, Learner, Normalize, default_device, delegates, get_c
-from fastai.vision.all import ifnone, nn
+from fastai.vision.all import Callback, L, Learner, Normalize, ProgressCallback, default_device
+from fastai.vision.all import defaults, delegates, get_c, ifnone, nn, noop
 
 from ..models.encoders import pretrained_stats
 from ..models.frame_models import clip_splitter
@@ -147,3 +148,29 @@ def learner_method(f):
     "Add `f`, a function whose first parameter is `learn`, to `Learner` as a method; return `f`"
     setattr(Learner, f.__name__, f)
     return f
+
+# %% ../../nbs/50_train.learner.ipynb #9a062f63
+class EpochLines(Callback):
+    "Print the metrics of each epoch on one line"
+    def before_fit(self):
+        "Replace the logger of the learner"
+        self.usual = self.learn.logger
+        if self.usual is not noop: self.learn.logger = self.print_line
+
+    def after_fit(self):
+        "Restore the logger of the learner"
+        self.learn.logger = self.usual
+
+    def print_line(self, log):
+        "Print the names and values in `log`"
+        values = (f'{o:.4f}' if isinstance(o, float) else o for o in log)
+        print(', '.join(f'{k} {v}' for k,v in zip(self.recorder.metric_names, values)), flush=True)
+
+@contextmanager
+def epoch_lines():
+    "Create learners that print a line per epoch instead of a progress bar, unless the output is a terminal"
+    usual = defaults.callbacks
+    if not sys.stdout.isatty():
+        defaults.callbacks = [o for o in usual if o is not ProgressCallback]+[EpochLines]
+    try: yield
+    finally: defaults.callbacks = usual
