@@ -4,6 +4,8 @@ import errno
 import gzip
 import hashlib
 import io
+import itertools
+import json
 import os
 import re
 import stat
@@ -313,7 +315,8 @@ def send(handler, data, code=200, length=None, **headers):
 def resume(handler, n, start, data=body, sent=None, total=None):
     "Send `data` from byte `start` as a correct server does, but close the connection after `sent` bytes"
     partial = dict(code=206, Content_Range=f'bytes {start}-{len(data)-1}/{total or len(data)}')
-    send(handler, data[start:][:sent], length=len(data)-start, **(partial if start else {}))
+    etag = f'"{sha256(data)}"'
+    send(handler, data[start:][:sent], length=len(data)-start, ETag=etag, **(partial if start else {}))
 
 
 def sha256(data): return hashlib.sha256(data).hexdigest()
@@ -348,18 +351,100 @@ def test_refused_connection(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f'{url}: .*refused'): download(url, tmp_path/'f', tries=2)
 
 
+def interrupted(fname, url, data=body[:1000], validator='"1"'):
+    "Write an incomplete download of `url`"
+    fname.with_name('f.part').write_bytes(data)
+    note = json.dumps(dict(url=url, validator=validator))
+    if validator: fname.with_name('f.part.json').write_text(note)
+
+
 def test_server_that_cannot_resume(serve, tmp_path):
-    (tmp_path/'f.part').write_bytes(body[:1000]+b'?'*400_000) # also longer than the file
     s = serve(lambda h, n, start: send(h, body))
+    interrupted(tmp_path/'f', s.url, body[:1000]+b'?'*400_000) # also longer than the file
     assert download(s.url, tmp_path/'f').read_bytes() == body
     assert s.asked == ['bytes=401000-']
 
 
-def test_server_resumes_elsewhere(serve, tmp_path):
-    (tmp_path/'f.part').write_bytes(body[:1000])
-    s = serve(lambda h, n, start: resume(h, n, 500 if start else 0))
+
+
+wrong_ranges = dict(
+    earlier=lambda h, n, start: resume(h, n, 500 if start else 0),
+    later=lambda h, n, start: resume(h, n, start+1 if start else 0),
+    no_range=lambda h, n, start: send(h, body[start:], 206 if start else 200),
+    nonsense=lambda h, n, start: send(h, body, 206 if start else 200, Content_Range='bytes x-y/z'),
+    other_version=lambda h, n, start: resume(h, n, start, data=os.urandom(len(body)) if start else body),
+    not_satisfiable=lambda h, n, start: send(h, b'', 416) if start else send(h, body),
+    other_total=lambda h, n, start: send(h, b'', 416, Content_Range='bytes */5') if start else send(h, body))
+
+
+@pytest.mark.parametrize('reply', wrong_ranges.values(), ids=list(wrong_ranges))
+def test_wrong_answers_to_a_range(reply, serve, tmp_path):
+    s = serve(reply)
+    interrupted(tmp_path/'f', s.url)
     assert download(s.url, tmp_path/'f').read_bytes() == body
     assert s.asked == ['bytes=1000-', None]
+
+
+@pytest.mark.parametrize('reply', wrong_ranges.values(), ids=list(wrong_ranges))
+def test_wrong_ranges_after_each_drop_end(reply, serve, tmp_path):
+    def drop(h, n, start): reply(h, n, start) if start else resume(h, n, 0, sent=5000)
+    s = serve(drop)
+    with pytest.raises(OSError, match='f.part|start over'): download(s.url, tmp_path/'f', tries=3)
+    assert len(s.asked) <= 6 and not (tmp_path/'f').exists()
+
+
+def test_a_partial_answer_to_a_request_for_the_whole_file(serve, tmp_path):
+    s = serve(lambda h, n, start: send(h, body[5:], 206, Content_Range=f'bytes 5-{len(body)-1}/{len(body)}'))
+    with pytest.raises(OSError, match='did not send the requested range'):
+        download(s.url, tmp_path/'f', tries=3)
+    assert s.asked == [None]*3
+
+
+other = bytes(300_000)
+
+
+@pytest.mark.parametrize('known', [True, False], ids=['validator', 'no validator'])
+@pytest.mark.parametrize('honest', [True, False], ids=['If-Range', 'no If-Range'])
+def test_a_file_that_changes_is_not_mixed(honest, known, serve, tmp_path):
+    versions = [other, body] # the first connection drops, then the file is replaced by one of the same size
+    def reply(h, n, start):
+        data = versions[n > 1]
+        headers = dict(Last_Modified=f'Mon, 0{1+(n > 1)} Jan 2024 00:00:00 GMT') if known else {}
+        same = not honest or h.headers['If-Range'] == headers.get('Last_Modified')
+        start = start if same else 0
+        if start: headers |= dict(code=206, Content_Range=f'bytes {start}-{len(data)-1}/{len(data)}')
+        send(h, data[start:] if n > 1 else data[:1000], length=len(data)-start, **headers)
+    s = serve(reply)
+    assert download(s.url, tmp_path/'f', tries=3).read_bytes() == body
+    assert sorted(os.listdir(tmp_path)) == ['f']
+
+
+def test_a_part_of_another_url_is_not_used(serve, tmp_path):
+    interrupted(tmp_path/'f', 'http://other.org/f')
+    s = serve(resume)
+    assert download(s.url, tmp_path/'f').read_bytes() == body
+    assert s.asked == [None]
+
+
+def test_a_part_of_another_file_with_a_checksum(serve, tmp_path):
+    (tmp_path/'f.part').write_bytes(other[:1000])
+    s = serve(resume)
+    assert download(s.url, tmp_path/'f', sha256=sha256(body)).read_bytes() == body
+    assert s.asked == ['bytes=1000-', None]
+
+
+def test_a_part_of_this_file_with_a_checksum(serve, tmp_path):
+    (tmp_path/'f.part').write_bytes(body[:1000])
+    s = serve(resume)
+    assert download(s.url, tmp_path/'f', sha256=sha256(body)).read_bytes() == body
+    assert s.asked == ['bytes=1000-']
+
+
+@pytest.mark.parametrize('note', ['', '[]', '{"url": 5', 'null', '{"url": "x"}'])
+def test_a_damaged_note(note, serve, tmp_path):
+    interrupted(tmp_path/'f', 'x', validator=None)
+    (tmp_path/'f.part.json').write_text(note)
+    assert download(serve(resume).url, tmp_path/'f').read_bytes() == body
 
 
 @pytest.mark.parametrize('have', [300_000, 300_001])
@@ -367,8 +452,8 @@ def test_416(serve, tmp_path, have):
     def reply(h, n, start):
         if start < len(body): resume(h, n, start)
         else: send(h, b'', 416, Content_Range=f'bytes */{len(body)}')
-    (tmp_path/'f.part').write_bytes((body+b'?')[:have])
     s = serve(reply)
+    interrupted(tmp_path/'f', s.url, (body+b'?')[:have])
     assert download(s.url, tmp_path/'f').read_bytes() == body
     n_requests = 1 if have == len(body) else 2
     assert s.asked == [f'bytes={have}-', None][:n_requests]
@@ -381,7 +466,8 @@ def test_part_that_is_too_long(serve, tmp_path):
 
 def test_part_that_is_whole(tmp_path):
     (tmp_path/'f.part').write_bytes(body)
-    assert download('http://127.0.0.1:1/never-asked', tmp_path/'f', size=len(body)).read_bytes() == body
+    checks = dict(size=len(body), sha256=sha256(body))
+    assert download('http://127.0.0.1:1/never-asked', tmp_path/'f', **checks).read_bytes() == body
 
 
 @pytest.mark.parametrize('code,n', [(404, 1), (403, 1), (500, 3), (503, 3)])
@@ -422,27 +508,155 @@ def test_full_disk(serve, tmp_path, monkeypatch):
     def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(downloads, '_write_body', full)
     s = serve(resume)
-    with pytest.raises(OSError, match='No space left.*f.part'): download(s.url, tmp_path/'f')
+    with pytest.raises(OSError, match='No space left.*Call again'): download(s.url, tmp_path/'f')
     assert len(s.asked) == 1
     monkeypatch.setattr(archives.shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
     with pytest.raises(OSError, match='Make room'): download(s.url, tmp_path/'f')
 
 
 def test_two_at_once(serve, tmp_path):
-    both = threading.Barrier(2, timeout=20)
-    def slow(h, n, start):
-        both.wait() # until both requests have arrived
-        h.send_response(200)
-        h.send_header('Content-Length', str(len(body)))
-        h.end_headers()
-        for i in range(0, len(body), 50_000): h.wfile.write(body[i:i+50_000])
-    s = serve(slow)
+    s = serve(resume)
     got = []
     def work(): got.append(download(s.url, tmp_path/'f', sha256=sha256(body)))
-    workers = [threading.Thread(target=work) for _ in range(2)]
+    workers = [threading.Thread(target=work) for _ in range(4)]
     for o in workers: o.start()
-    for o in workers: o.join(30)
-    assert got == [tmp_path/'f']*2 and (tmp_path/'f').read_bytes() == body
+    for o in workers: o.join(60)
+    assert got == [tmp_path/'f']*4 and (tmp_path/'f').read_bytes() == body
+    assert s.asked == [None] and os.listdir(tmp_path) == ['f'] # one of them downloads, the others wait
+
+
+# Servers that never end
+
+def test_a_trickle_of_bytes(serve, tmp_path, monkeypatch):
+    seconds = itertools.count(0, 70) # a minute passes between two reads
+    monkeypatch.setattr(downloads, 'monotonic', lambda: next(seconds))
+    s = serve(lambda h, *a: send(h, body[:50_000], ETag='"1"', length=len(body)))
+    with pytest.raises(OSError, match='only .* bytes in .* seconds'): download(s.url, tmp_path/'f', tries=3)
+    assert 3 <= len(s.asked) <= 6
+
+
+def test_headers_that_never_end(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, '_response_seconds', .1)
+    ended = threading.Event()
+    def trickle(h, *args):
+        h.wfile.write(b'HTTP/1.1 200 OK\r\n')
+        while not ended.wait(.02): h.wfile.write(b'X: y\r\n')
+    s = serve(trickle)
+    try:
+        with pytest.raises(OSError, match='no response within'): download(s.url, tmp_path/'f', tries=2)
+    finally: ended.set()
+
+
+def test_one_byte_in_each_attempt(serve, tmp_path):
+    s = serve(lambda h, n, start: resume(h, n, start, sent=1))
+    with pytest.raises(OSError, match='resume after the 60 bytes'): download(s.url, tmp_path/'f', tries=3)
+    assert len(s.asked) == 60
+
+
+@pytest.mark.parametrize('location', ['/x', 'file:///etc/passwd', 'ftp://127.0.0.1/x', 'http://', 'x:y'])
+def test_redirects(location, serve, tmp_path):
+    s = serve(lambda h, *a: send(h, b'', 302, Location=location))
+    with pytest.raises(OSError, match=s.url): download(s.url, tmp_path/'f', tries=2)
+    assert len(s.asked) <= 12 and os.listdir(tmp_path) == []
+
+
+def test_a_redirect_to_the_file(serve, tmp_path):
+    def reply(h, n, start): resume(h, n, start) if h.path == '/y' else send(h, b'', 302, Location='/y')
+    assert download(serve(reply).url, tmp_path/'f').read_bytes() == body
+
+
+# Wrong headers and bodies
+
+@pytest.mark.parametrize('length', ['x', '-5', '1e3', '5.0', '9'*30, '0x10'])
+def test_bad_content_length(length, serve, tmp_path):
+    s = serve(lambda h, *a: send(h, body, length=length))
+    with pytest.raises(OSError, match=f'{s.url}: the server sent an invalid Content-Length'):
+        download(s.url, tmp_path/'f')
+    assert len(s.asked) == 1 and os.listdir(tmp_path) == []
+
+
+def test_a_length_that_is_too_large(serve, tmp_path):
+    s = serve(lambda h, *a: send(h, body, length=len(body)+5))
+    with pytest.raises(OSError, match='300000 of 300005 bytes'): download(s.url, tmp_path/'f', tries=2)
+    assert not (tmp_path/'f').exists()
+
+
+def test_a_length_that_is_too_small(serve, tmp_path):
+    s = serve(lambda h, *a: send(h, body, length=10))
+    with pytest.raises(OSError, match='has 10 bytes, 300000 were expected'):
+        download(s.url, tmp_path/'f', size=len(body))
+    with pytest.raises(OSError, match='another file'): download(s.url, tmp_path/'f', sha256=sha256(body))
+    assert not (tmp_path/'f').exists()
+
+
+def chunked(handler, *chunks):
+    handler.protocol_version = 'HTTP/1.1'
+    handler.close_connection = True
+    send(handler, b''.join(chunks), length=False, Transfer_Encoding='chunked')
+
+
+def chunk(data): return b'%x\r\n%s\r\n' % (len(data), data)
+
+
+def test_chunks(serve, tmp_path):
+    whole = [chunk(body[:100_000]), chunk(body[100_000:]), chunk(b'')]
+    assert download(serve(lambda h, *a: chunked(h, *whole)).url, tmp_path/'f').read_bytes() == body
+    for cut in (whole[:2], [whole[0][:-9]], [b'xyz\r\n'], [b'f'*70_000]):
+        s = serve(lambda h, *a, cut=cut: chunked(h, *cut))
+        with pytest.raises(OSError, match=s.url): download(s.url, tmp_path/'g', tries=2)
+        assert not (tmp_path/'g').exists()
+
+
+def test_web_pages(serve, tmp_path):
+    s = serve(lambda h, *a: send(h, b'<html>', Content_Type='text/html; charset=utf-8'))
+    with pytest.raises(OSError, match='a web page. Open the URL'): download(s.url, tmp_path/'set.zip')
+    assert os.listdir(tmp_path) == []
+    assert download(s.url, tmp_path/'x.html').read_bytes() == b'<html>' # asked for
+    assert download(s.url, tmp_path/'y.zip', sha256=sha256(b'<html>')).exists() # wrong type, right file
+
+
+def test_compression_on_the_fly(serve, tmp_path):
+    s = serve(lambda h, *a: send(h, body, Content_Encoding='gzip'))
+    with pytest.raises(OSError, match='compressed the file with gzip'): download(s.url, tmp_path/'set.zip')
+    assert download(s.url, tmp_path/'set.tar.gz').read_bytes() == body # some servers mark such files so
+    assert download(s.url, tmp_path/'set.rar', sha256=sha256(body)).read_bytes() == body
+
+
+def test_empty_answers(serve, tmp_path):
+    s = serve(lambda h, *a: send(h, b''))
+    with pytest.raises(OSError, match='an empty file'): download(s.url, tmp_path/'f')
+    assert download(s.url, tmp_path/'g', size=0).read_bytes() == b''
+    with pytest.raises(OSError, match='no file, but status 204'):
+        download(serve(lambda h, *a: send(h, b'', 204)).url, tmp_path/'h')
+
+
+# Checksums
+
+written = [str.upper, ' {}\n'.format, 'sha256:{}'.format, 'SHA-256={}'.format,
+           lambda o: ' '.join(re.findall('.{8}', o))]
+
+
+@pytest.mark.parametrize('write', written)
+def test_checksums_as_people_write_them(write, serve, tmp_path):
+    s = serve(resume)
+    for _ in range(2): assert download(s.url, tmp_path/'f', sha256=write(sha256(body))).read_bytes() == body
+    assert s.asked == [None]
+
+
+def test_full_disk_in_the_middle(serve, tmp_path, monkeypatch):
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    s = serve(resume)
+    with monkeypatch.context() as m:
+        m.setattr(downloads._Pace, 'add', full) # after the first bytes
+        with pytest.raises(OSError, match='No space left.*resume after the'): download(s.url, tmp_path/'f')
+    assert download(s.url, tmp_path/'f').read_bytes() == body and len(s.asked) == 2
+
+
+def test_a_link_as_destination(serve, tmp_path):
+    (tmp_path/'drive').mkdir()
+    (tmp_path/'link').symlink_to(tmp_path/'drive'/'f')
+    assert download(serve(resume).url, tmp_path/'link') == tmp_path/'link'
+    assert (tmp_path/'link').is_symlink() and (tmp_path/'drive'/'f').read_bytes() == body
 
 
 # ---- UCF101

@@ -6,96 +6,231 @@
 __all__ = ['download']
 
 # %% ../../nbs/21_datasets.download.ipynb #f67be61d
-import hashlib, http.client, re, socket, ssl
+import hashlib, http.client, json, os, queue, re, socket, ssl, string, threading
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
+from urllib import request
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import quote, urlsplit
 
 from fastcore.all import ifnone
+from filelock import FileLock
 
 from .archive_formats import read_chunks
 from .archives import check_free_space, progress_mb
-from ..files import process_lock
+from ..files import check_range
 
-# %% ../../nbs/21_datasets.download.ipynb #59e39afb
-def _body_range(response, have):
-    "Return the start of the body of `response` (None if not at `have`) and the file size (None if unknown)"
-    if response.status != 206: # the whole file
-        length = response.headers.get('Content-Length')
-        return 0, None if length is None else int(length)
+# %% ../../nbs/21_datasets.download.ipynb #235804ae
+def _check_url(url):
+    "Return `url` with escaped spaces and accents; raise `ValueError` if it is not an http or https URL"
+    try:
+        parts = urlsplit(str(url))
+        valid = parts.scheme in ('http','https') and parts.hostname and parts.port != 0
+    except ValueError: valid = False # for example an invalid port
+    if not valid: raise ValueError(f'{url}: not an http or https URL. Give the complete URL of the file.')
+    safe = string.punctuation # keep what is escaped already
+    return parts._replace(path=quote(parts.path, safe), query=quote(parts.query, safe)).geturl()
+
+def _parse_sha256(text):
+    "Return a checksum as 64 lower case digits; accept capitals, spaces and the prefix `sha256:`"
+    if text is None: return None
+    digits = re.sub(r'^sha-?256[:=]', '', re.sub(r'\s', '', str(text)).lower())
+    if re.fullmatch('[0-9a-f]{64}', digits): return digits
+    raise ValueError(f'sha256: {text!r} is not a SHA-256 checksum. Give its 64 hexadecimal digits.')
+
+def _check_target(path):
+    "Raise `ValueError` if `path` exists and is not a regular file"
+    if path.is_dir(): raise ValueError(f'{path}: a folder. Add the name of the file.')
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise ValueError(f'{path}: a link, pipe or device. Give the name of a file.')
+
+# %% ../../nbs/21_datasets.download.ipynb #2a793356
+def _file_size(path):
+    "Return the size of the file `path`, 0 if it does not exist"
+    return path.stat().st_size if path.exists() else 0
+
+def _validator(headers):
+    "Return what identifies the version of a file: a strong `ETag`, or the time of its last change"
+    etag = headers.get('ETag', '')
+    found = etag if etag.startswith('"') else headers.get('Last-Modified') # W/"..." is a weak one
+    return found if found and re.fullmatch('[ -~]+', found) else None
+
+class _Part:
+    "An incomplete download of `url`, and the version of the file on the server"
+    def __init__(self, path, url, is_checked): # is_checked: the complete file is compared with a checksum
+        self.path,self.url,self.is_checked = path,url,is_checked
+        self.note = path.with_name(path.name+'.json')
+        self.resumed = False
+
+    @property
+    def size(self): return _file_size(self.path)
+
+    @property
+    def validator(self):
+        try:
+            note = json.loads(self.note.read_text(encoding='utf-8'))
+            return note['validator'] if note['url'] == self.url else None
+        except (OSError, ValueError, KeyError, TypeError): return None # missing or damaged
+
+    @property
+    def can_resume(self): return self.size > 0 and bool(self.is_checked or self.validator)
+
+    def remove(self):
+        for o in (self.path, self.note): o.unlink(missing_ok=True)
+
+    def restart(self, headers):
+        "Empty the file, and keep the validator of the file that follows"
+        self.path.write_bytes(b'')
+        self.note.write_text(json.dumps(dict(url=self.url, validator=_validator(headers))), encoding='utf-8')
+
+    def is_same(self, headers):
+        "Return whether `headers` may belong to the file of which this is a part"
+        return None in (self.validator, _validator(headers)) or _validator(headers) == self.validator
+
+    def headers(self):
+        "Return the headers that request the rest of the file"
+        if not self.can_resume: return {}
+        condition = {'If-Range': self.validator} if self.validator else {}
+        return {'Range': f'bytes={self.size}-'} | condition
+
+# %% ../../nbs/21_datasets.download.ipynb #71ed630f
+_handlers = (request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler,
+             request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor, request.UnknownHandler)
+_response_seconds,_socket_seconds = 120,60
+
+def _open_url(url, headers):
+    "Open `url` with http or https; raise `TimeoutError` if the response does not begin in time"
+    opener,results = request.OpenerDirector(),queue.SimpleQueue()
+    for o in _handlers: opener.add_handler(o())
+    def work():
+        try: results.put(opener.open(request.Request(url, headers=headers), timeout=_socket_seconds))
+        except Exception as e: results.put(e)
+    threading.Thread(target=work, daemon=True).start()
+    try: response = results.get(timeout=_response_seconds)
+    except queue.Empty: raise TimeoutError(f'no response within {_response_seconds} seconds') from None
+    if isinstance(response, Exception): raise response
+    return response
+
+class _WrongRange(ConnectionError):
+    "Report that the server did not send the requested part of a file: request the whole file"
+
+def _body_length(headers):
+    "Return the length of a body, None if it is unknown"
+    length = headers.get('Content-Length')
+    if length is None or 'chunked' in headers.get('Transfer-Encoding', '').lower(): return None
+    if re.fullmatch('[0-9]{1,19}', length.strip()): return int(length)
+    raise OSError(f'the server sent an invalid Content-Length, {length!r}')
+
+def _body_range(response, part, have):
+    "Return the start of the body of `response` (0 or `have`) and the file size (None if unknown)"
+    if response.status in (200,203): return 0, _body_length(response.headers)
+    if response.status != 206: raise OSError(f'the server sent no file, but status {response.status}')
     found = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', response.headers.get('Content-Range', ''))
-    if not found or int(found[1]) != have: return None, None
+    if not found or int(found[1]) != have or have and not part.is_same(response.headers):
+        raise _WrongRange(f'the server did not send the requested range, which starts at byte {have}')
     return have, None if found[2] == '*' else int(found[2])
 
+def _check_content(headers, part):
+    "Raise `OSError` if the server sent a web page or compressed the file; a checksum makes this unnecessary"
+    if part.is_checked: return
+    name = f'{urlsplit(part.url).path} {part.path.stem}'.lower()
+    if headers.get('Content-Type', '').lower().startswith('text/html') and '.htm' not in name:
+        raise OSError('the server sent a web page. Open the URL in a browser: it may be an error page')
+    encoding = headers.get('Content-Encoding', 'identity').strip().lower()
+    if encoding not in ('', 'identity') and not re.search(r'\.(\w*gz|\w*bz2|\w*xz)( |$)', name):
+        raise OSError(f'the server compressed the file with {encoding}, which was not requested')
+
+# %% ../../nbs/21_datasets.download.ipynb #f9c30d9c
+_min_rate,_window = 1000,60 # bytes per second, and the seconds in which they are counted
+
+class _TooSlow(TimeoutError):
+    "Report that a server sends too few bytes per second"
+
+class _Pace:
+    "Raise `_TooSlow` if fewer than `_min_rate` bytes per second arrive"
+    def __init__(self): self.start,self.n_bytes = monotonic(),0
+
+    def add(self, n):
+        self.n_bytes += n
+        seconds = monotonic() - self.start
+        if seconds < _window: return
+        if self.n_bytes < _min_rate*seconds:
+            raise _TooSlow(f'only {self.n_bytes} bytes in {seconds:.0f} seconds')
+        self.start,self.n_bytes = monotonic(),0
+
 def _write_body(response, part, start, total):
-    "Write the body of `response` to the file `part` from position `start`"
-    part.touch()
-    with open(part, 'r+b') as f, progress_mb(None if total is None else total-start) as step:
-        f.seek(start)
-        while data := response.read(1<<20):
+    "Write the body of `response` to the end of `part`, which has `start` bytes"
+    pace = _Pace()
+    with open(part.path, 'ab') as f, progress_mb(None if total is None else total-start) as step:
+        while data := response.read1(1<<16):
             f.write(data)
             step(len(data))
+            pace.add(len(data))
             if f.tell() > ifnone(total, f.tell()):
                 f.truncate(0)
                 raise OSError(f'the server sent more than the {total} bytes expected')
         if f.tell() < ifnone(total, 0):
             raise ConnectionError(f'the connection ended after {f.tell()} of {total} bytes')
-        f.truncate()
 
-def _file_size(path):
-    "Return the size of the file `path`, 0 if it does not exist"
-    return path.stat().st_size if path.exists() else 0
-
-def _request_rest(url, part, have):
-    "Request the bytes of `url` after the first `have`; return the response, or None at the end of the file"
-    try: return urlopen(Request(url, headers={'Range': f'bytes={have}-'} if have else {}), timeout=60)
+def _request_rest(part, headers):
+    "Request the rest of `part`; return the response, or None if there is no rest"
+    try: return _open_url(part.url, headers)
     except HTTPError as e:
-        if e.code != 416: raise # 416: range not satisfiable
-        if e.headers.get('Content-Range') == f'bytes */{have}': return None
-        part.unlink()
-        raise ConnectionError(f'the server has fewer than the {have} bytes of the earlier download') from e
+        if e.code != 416 or not headers: raise # 416: range not satisfiable
+        is_end = e.headers.get('Content-Range') == f'bytes */{part.size}'
+        if is_end and part.is_same(e.headers): return None
+        raise _WrongRange(f'the server does not have the bytes after the first {part.size}') from e
 
-def _fetch_once(url, part, size):
-    "Download the bytes of `url` that are missing in `part`, in one attempt"
-    if size is not None and _file_size(part) > size: part.unlink() # part of another file
-    have = _file_size(part)
-    response = _request_rest(url, part, have) if have != size else None
+def _fetch_once(part, size, use_range):
+    "Download the bytes that are missing in `part`, in one attempt"
+    if size is not None and part.size > size: part.remove() # part of another file
+    headers = part.headers() if use_range else {}
+    have = part.size if headers else 0
+    is_whole = part.path.exists() and have == size
+    response = None if is_whole else _request_rest(part, headers)
     if response is None: return
     with response:
-        start,total = _body_range(response, have)
-        if start is None:
-            part.unlink()
-            raise ConnectionError(f'the server did not send the requested range, which starts at byte {have}')
+        start,total = _body_range(response, part, have)
+        _check_content(response.headers, part)
         if size not in (None, ifnone(total, size)):
             raise OSError(f'the server has {total} bytes, {size} were expected: the file has changed')
         total = ifnone(total, size)
-        check_free_space(part.parent, ifnone(total, have)-have)
+        check_free_space(part.path.parent, max(0, ifnone(total, 0) - part.size))
+        if start: part.resumed = True
+        else: part.restart(response.headers)
         _write_body(response, part, start, total)
+    if not part.size and size != 0: raise OSError('the server sent an empty file')
 
 # %% ../../nbs/21_datasets.download.ipynb #8c1539c0
 _temporary_errors = (ConnectionError, TimeoutError, socket.gaierror, http.client.HTTPException, ssl.SSLError)
+_permanent_errors = (ssl.SSLCertVerificationError, http.client.InvalidURL)
 
 def _is_temporary(e):
     "Return whether a retry may succeed after the error `e`"
     if isinstance(e, HTTPError): return e.code in (408,429) or e.code >= 500
     if isinstance(e, URLError): e = e.reason
-    return isinstance(e, _temporary_errors) and not isinstance(e, ssl.SSLCertVerificationError)
+    return isinstance(e, _temporary_errors) and not isinstance(e, _permanent_errors)
 
-def _fetch_with_retries(url, part, size, tries):
-    "Download `url` to `part`; raise `OSError` after `tries` attempts in a row without new data"
-    failed = 0
-    while True:
-        before = _file_size(part)
-        try: return _fetch_once(url, part, size)
+def _give_up(part, fname, e):
+    "Return the error that ends a download after the error `e`"
+    again = f'Call again to resume after the {part.size} bytes in {part.path}'
+    if not part.can_resume: again = 'Call again to start over'
+    return OSError(f'{part.url}: {e}. {again}, or download the file manually and save it as {fname}.')
+
+def _fetch_with_retries(part, fname, size, tries):
+    "Download `part`; raise `OSError` after `tries` attempts in a row without new data, or 20 times as many"
+    failed,most,use_range = 0,part.size if part.can_resume else 0,True
+    for attempt in range(20*tries):
+        try: return _fetch_once(part, size, use_range)
         except (OSError, http.client.HTTPException) as e:
-            have = _file_size(part)
-            failed = 1 if have > before else failed+1
-            if failed >= tries or not _is_temporary(e):
-                raise OSError(f'{url}: {e}. Call again to resume after the {have} bytes in {part}, '
-                              'or download the file manually and save it there without .part.') from e
-        sleep(2**failed)
+            failed = 1 if part.size > most and not isinstance(e, _TooSlow) else failed+1
+            most = max(most, part.size)
+            if isinstance(e, _WrongRange): use_range = False
+            is_last = failed >= tries or attempt == 20*tries-1
+            if is_last or not _is_temporary(e): raise _give_up(part, fname, e) from e
+        sleep(min(60, 2**failed))
 
 # %% ../../nbs/21_datasets.download.ipynb #fdf01999
 def _mismatch(fname, size, sha256):
@@ -107,15 +242,34 @@ def _mismatch(fname, size, sha256):
     if digest.hexdigest() == sha256: return ''
     return f'sha256 {digest.hexdigest()}, {sha256} was expected'
 
-def _download_new(url, fname, part, size, sha256, tries):
-    "Download `url` to `part`, check it, and rename it to `fname`"
-    _fetch_with_retries(url, part, size, tries)
-    if mismatch := _mismatch(part, size, sha256):
-        part.unlink()
-        raise OSError(f'{url}: the server sent another file ({mismatch}). It was removed. Check the URL.')
-    part.replace(fname)
+def _download_new(part, fname, size, sha256, tries):
+    "Download `part`, check it, and rename it to `fname`"
+    for _ in range(2):
+        _fetch_with_retries(part, fname, size, tries)
+        mismatch = _mismatch(part.path, size, sha256)
+        if not mismatch: break
+        part.remove()
+        if not part.resumed: break # otherwise its beginning may be of another file: download all of it
+        part.resumed = False
+    if mismatch:
+        found = f'the server sent another file ({mismatch})'
+        raise OSError(f'{part.url}: {found}. It was removed. Check the URL and what you expect.')
+    os.replace(part.path, fname)
+    part.remove()
 
-def download(url:str, # URL of the file
+@contextmanager
+def _one_download(part):
+    "Wait until no other thread or process downloads `part`"
+    path = part.path.with_name(f'.{part.path.name}.lock')
+    lock = FileLock(path)
+    with suppress(NotImplementedError): lock.acquire() # some network drives have no locks
+    try: yield
+    finally:
+        lock.release()
+        if not part.path.exists():
+            with suppress(OSError): path.unlink() # Windows: another process waits
+
+def download(url:str, # URL of the file, http or https
              fname:Path, # File to write; an incomplete download is in `fname` with `.part` added
              size:int=None, # Expected size in bytes
              sha256:str=None, # Expected SHA-256 checksum, in hexadecimal
@@ -124,14 +278,16 @@ def download(url:str, # URL of the file
     """Download a file, or resume an incomplete download; an existing file is only checked.
 
     Raise `OSError` if the download fails, or if the size or checksum of the file is not the expected one."""
+    url,sha256 = _check_url(url),_parse_sha256(sha256)
+    check_range('size', size, 0)
+    check_range('tries', tries, 1)
     fname = Path(fname)
-    part = fname.with_name(fname.name+'.part')
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with process_lock(fname.parent):
-        if not fname.exists():
-            try: _download_new(url, fname, part, size, sha256, tries)
-            except OSError:
-                if not fname.exists(): raise # another process may have completed it
-    if mismatch := _mismatch(fname, size, sha256):
+    path = Path(os.path.realpath(fname)) if fname.is_symlink() else fname
+    part = _Part(path.with_name(path.name+'.part'), url, sha256 is not None)
+    for o in (path, part.path, part.note): _check_target(o)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _one_download(part):
+        if not path.exists(): _download_new(part, path, size, sha256, tries)
+    if mismatch := _mismatch(path, size, sha256):
         raise OSError(f'{fname}: exists, but is another file ({mismatch}). Remove it to download it again.')
     return fname
