@@ -3,6 +3,7 @@ import io
 import os
 import struct
 import zlib
+from fnmatch import fnmatchcase
 from unittest.mock import patch
 
 import numpy as np
@@ -10,8 +11,11 @@ from fastai.vision.core import PILImage, PILImageBW
 from hostile import gives, refuses
 from PIL import Image
 
+from vidseq.data.block import VideoDataLoaders, get_action_dataloaders
 from vidseq.data.clip import ImageTuple, ImageTupleTfm
 from vidseq.data.frame import load_frame
+from vidseq.data.loader import get_instances
+from vidseq.video.frame_folder import frame_files, frame_names
 
 
 # Pictures
@@ -189,3 +193,130 @@ exif_segments = (b'', b'Exif\0\0', b'Exif\0\0MM', b'Exif\0\0MM\0*\0\0\xff\xff', 
                  b'http://ns.adobe.com/xap/1.0/\0<x')
 for i,data in enumerate(exif_segments):
     gives(f'orientation: damaged EXIF data {i}', lambda p, d=data: damaged_exif(p, d), (32,24))
+
+
+# The order of frames
+
+def folder_of(folder, names):
+    "Create empty files, in an order that is not the right one"
+    for o in sorted(names, key=hash): (folder/o).touch()
+    return folder
+
+
+orders = dict(
+    numbers=[f'{i}.jpg' for i in range(12)],
+    from_one=[f'{i}.jpg' for i in range(1, 13)],
+    padded=[f'frame_{i:04d}.jpg' for i in range(12)],
+    not_padded=[f'frame{i}.PNG' for i in range(12)],
+    every_tenth=[f'{i}.jpg' for i in range(0, 2000, 10)],
+    equal_numbers=['0.jpg', '01.jpg', '1.jpg', '2.jpg'],
+    powers=[f'{10**k}.jpg' for k in range(0, 60, 3)],
+    long=['1'*200+'.jpg', '2'*200+'.jpg'],
+    one=['one.png'],
+    two_suffixes=['0.jpg', '1.JPG', '2.jpeg'],
+    mixed_case=['IMG_1.jpg', 'img_2.jpg', 'Img_10.jpg'],
+    one_camera=[f'cam1_{i:04d}.jpg' for i in range(12)],
+    views=['view1.jpg', 'view2.jpg', 'view10.jpg'],
+    camera_last=[f'frame_{i:04d}_cam1.jpg' for i in range(3)],
+    shots=[f'shot{s}_{i}.jpg' for s in (1, 2) for i in range(12)],
+    clip_name=[f'v_Run_g01_c01_{i}.jpg' for i in range(12)],
+    milliseconds=[f'{i*.04:.3f}.png' for i in range(300)],
+    seconds=[f'{i*.25}.png' for i in range(60)],
+    short_seconds=[f'{i*.25:g}.png' for i in range(60)],
+    named_seconds=[f't={i*.25}.png' for i in range(60)],
+    comma=[f'{i},{j}.jpg' for i in range(2) for j in ('0', '25', '5', '75')],
+    tiny_seconds=[f'{i*1e-05}.png' for i in range(1, 14)],
+    two_counters=[f'{v}.{i}.jpg' for v in (1, 2) for i in range(1, 21)],
+    after_point=[f'x.{i}.jpg' for i in range(12)],
+    dash=[f'frame-{i}.jpg' for i in range(20)],
+    only_dashes=[f'-{i}.jpg' for i in range(1, 12)],
+    dash_in_id=[f'a_-{i:02d}.jpg' for i in range(12)],
+    negative=[f'{i}.jpg' for i in range(-5, 6)],
+    named_negative=[f't_{i}.jpg' for i in range(-5, 6)],
+    negative_seconds=[f't={i/4}.jpg' for i in range(-5, 6)],
+    parentheses=[f'frame ({i}).jpg' for i in range(20)],
+    hexadecimal=[f'{i:04x}.jpg' for i in range(40)],
+    named_hexadecimal=[f'frame_{i:x}.jpg' for i in range(16, 64)],
+    dates=[f'2024-01-{d:02d}T10.15.{s:02d}.png' for d in (1, 2) for s in range(3)],
+    minutes=[f'{i//3:02d}m{i%3}s.jpg' for i in range(12)],
+    arabic=['١.jpg', '٢.jpg', '١٠.jpg'],
+    superscript=[f'm²_{i}.jpg' for i in range(12)],
+    newline=[f'a\n{i}.jpg' for i in range(12)],
+    brackets=[f'[{i}].jpg' for i in range(12)],
+    not_utf8=[os.fsdecode(b'\xff_')+f'{i}.jpg' for i in range(12)])
+for name,ordered in orders.items():
+    gives(f'order: {name}', lambda p, o=ordered: list(frame_names(folder_of(p, o))), ordered)
+gives('order: gifs', lambda p: list(frame_names(folder_of(p, ['0.gif', '1.gif']))), ['0.gif', '1.gif'])
+gives('order: a gif beside frames', lambda p: list(frame_names(folder_of(p, ['0.png', '1.png', 'all.gif']))),
+      ['0.png', '1.png'])
+gives('order: a folder named like a frame',
+      lambda p: ((p/'1.jpg').mkdir(), list(frame_names(folder_of(p, ['0.jpg']))))[1], ['0.jpg'])
+gives('order: other files',
+      lambda p: list(frame_names(folder_of(p, '0.jpg Thumbs.db ._0.jpg a.txt'.split()))), ['0.jpg'])
+
+
+# Several kinds of images in one folder
+
+def counted(template, n=4): return [template.format(i) for i in range(n)]
+
+
+mixed = dict(
+    flow=(counted('flow_x_{:05d}.jpg')+counted('flow_y_{:05d}.jpg')+counted('img_{:05d}.jpg', 5),
+          'img_*.jpg'),
+    depth=(counted('depth_{}.png')+counted('rgb_{}.png'), 'rgb_*.png'),
+    depth_last=(counted('{}_depth.png')+counted('{}_rgb.png'), '*_rgb.png'),
+    stereo=(counted('left{}.png')+counted('right{}.png'), 'left*.png'),
+    letters=(counted('frame{}l.png')+counted('frame{}r.png'), 'frame*l.png'),
+    suffixes=(counted('{}.png')+counted('{}.jpg', 5), '*.jpg'),
+    cover=([*counted('{}.jpg'), 'cover.jpg'], '[0-9]*.jpg'),
+    masks=(counted('{}.png')+counted('{}_mask.png'), '*[0-9].png'),
+    thumb=([*counted('img_{}.jpg'), 'img_0_thumb.jpg'], 'img_*[0-9].jpg'),
+    copy=([*counted('{}.jpg'), '0 (1).jpg'], '*[0-9].jpg'),
+    cameras=(counted('cam1_{}.jpg')+counted('cam2_{}.jpg'), 'cam1_*.jpg'),
+    cameras_last=(counted('{:03d}_camera 1.jpg')+counted('{:03d}_camera 2.jpg'), '*_camera 1.jpg'),
+    special=([*counted('[a]*{}.jpg'), 'b.jpg'], '[[]a][*]*.jpg'),
+    pair=(['depth.png', 'rgb.png'], 'rgb.png'))
+for name,(files,pattern) in mixed.items():
+    refuses(f'kinds: {name}', lambda p, f=files: frame_names(folder_of(p, f)), ' kinds of images: ',
+            'Choose one', f'for example pattern={pattern!r}', repr(files[0]))
+    chosen = [o for o in files if fnmatchcase(o, pattern)]
+    gives(f'kinds: {name} by pattern',
+          lambda p, f=files, g=pattern: list(frame_names(folder_of(p, f), g)), chosen)
+    assert len(chosen) < len(files)
+gives('kinds: a pattern in capitals', lambda p: len(frame_files(folder_of(p, mixed['depth'][0]), 'RGB*')), 4)
+gives('kinds: a pattern of all', lambda p: len(frame_files(folder_of(p, mixed['depth'][0]), '*')), 8)
+for pattern in ('b*', '', '[', '*.JPG ', '0.jpg\n'):
+    refuses(f'kinds: the pattern {pattern!r} without a match',
+            lambda p, g=pattern: frame_files(folder_of(p, ['0.jpg']), g),
+            "none of its 1 images (such as '0.jpg') matches", f'pattern={pattern!r}', 'Correct the pattern')
+refuses('kinds: a pattern with a folder', lambda p: frame_files(folder_of(p, ['0.jpg']), 'rgb/*.jpg'),
+        'rgb/*.jpg', 'a pattern of file names')
+
+
+def flow_folder(folder):
+    "Create clips with frames of value 1 and optical flow"
+    for label in 'AB':
+        for clip in 'abc':
+            (folder/label/clip).mkdir(parents=True)
+            for name in counted('flow_{}.png', 3): save(folder/label/clip, filled(200, 'u1'), name)
+            for name in counted('img_{}.png', 3): save(folder/label/clip, filled(100, 'u1'), name)
+    return folder
+
+
+options = dict(seq_len=2, image_size=16, bs=2, num_workers=0, normalize=False, seed=0)
+
+
+def values(dls): return {int(255*o.mean()+.5) for x,_ in dls.train for o in x}
+
+
+refuses('kinds: loaders', lambda p: VideoDataLoaders.from_folder(flow_folder(p), **options),
+        'kinds of images', "pattern='img_*.png'")
+gives('kinds: loaders with a pattern',
+      lambda p: values(VideoDataLoaders.from_folder(flow_folder(p), pattern='img*', **options)), {100})
+gives('kinds: action loaders with a pattern',
+      lambda p: values(get_action_dataloaders(get_instances(flow_folder(p)), 2, 16, 2, pattern='flow*',
+                                              normalize=False, num_workers=0)), {200})
+gives('kinds: a test set',
+      lambda p: {int(255*o.mean()+.5) for o in VideoDataLoaders.from_folder(
+          flow_folder(p), pattern='img*', **options).test_dl([p/'A'/'a']).one_batch()[0]}, {100})
+gives('kinds: a clip in memory', lambda p: len(ImageTuple.create(flow_folder(p)/'A'/'a', 'img_*')), 3)

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/00_files.ipynb #08660ae8
 import errno, math, numbers, operator, os, re, shutil, stat, sys, tempfile, time, uuid
 from contextlib import contextmanager, suppress
+from decimal import Decimal
 from pathlib import Path
 
 from fastcore.all import L, patch
@@ -17,11 +18,15 @@ try: import fcntl
 except ImportError: fcntl = None # Windows
 
 # %% ../nbs/00_files.ipynb #ea6b1fb9
-def natural_key(name):
+_whole_number = re.compile(r'(\d+)')
+
+def natural_key(name, number=_whole_number):
     "Return a sort key that compares the numbers in `name` by value: 'f2.jpg' < 'f10.jpg'"
     # name = 'f10.jpg'
-    # output = ['f', 10, '.jpg']
-    return [int(s) if i%2 else s for i,s in enumerate(re.split('([0-9]+)', name))]
+    # output = (['f', 10, '.jpg'], 'f10.jpg')
+    parts = enumerate(number.split(name))
+    # `Decimal` reads the digits of all alphabets, at any length
+    return [Decimal(s.replace(',', '.')) if i%2 else s.casefold() for i,s in parts],name
 
 # %% ../nbs/00_files.ipynb #4964f002
 _desktop_files = {'thumbs.db', 'desktop.ini'}

@@ -28,22 +28,23 @@ def ClipBlock(seq_len:int=16, # Frames in a clip
               size:int=None, # Scale frames down to this short side when reading them, which is faster
               fps:float=None, # Frame rate of folders of frames, for samplers that use seconds
               img_cls=PILImage, # `PILImageBW` for gray frames
+              pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
              ):
     "Create a `TransformBlock` for clips that are folders of frames or video files"
-    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls)
+    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls, pattern=pattern)
     return TransformBlock(type_tfms=tfm, batch_tfms=IntToFloatTensor, dl_type=ClipDL)
 
 # %% ../../nbs/37_data.block.ipynb #bc3afb4b
-def _file_problem(path):
+def _file_problem(path, pattern=None):
     "Describe why a clip cannot be read; return an empty string if nothing is wrong"
-    if path.is_dir(): return '' if frame_names(path) else 'a folder without frames'
+    if path.is_dir(): return '' if frame_names(path, pattern) else 'a folder without frames'
     if path.is_file() and path.stat().st_size: return ''
     return 'an empty file' if path.exists() else 'no such file'
 
-def _check_clips(paths, path):
+def _check_clips(paths, path, pattern=None):
     "Raise an error if the list is empty, or if a clip is missing or empty"
     if not paths: raise ValueError(f'{path}: no clips in the list. Give videos or folders of frames.')
-    bad = [o for o in paths if _file_problem(o)]
+    bad = [o for o in paths if _file_problem(o, pattern)]
     if bad:
         todo = (f'{len(bad)} of {len(paths)} clips are missing or empty ({preview_list(bad)}). '
                 'Extract or download them again, or remove them from the list.')
@@ -145,12 +146,13 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 y_block=None, # Block of the labels; by default inferred from them
                 vocab:list=None, # Classes in order; by default all labels, sorted
                 img_cls=PILImage, # `PILImageBW` for gray frames
+                pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                 missing_ok:bool=False, # Allow classes without training clips, for a subset of a data set
                 cache:Path=None, # Folder to extract frames to and load them from, or a `FrameCache`
                 **kwargs):
     "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"
     paths = L(paths)
-    _check_clips(paths, path)
+    _check_clips(paths, path, pattern)
     y_block = _label_block(y_block, labels, vocab, missing_ok)
     has_classes = _has_classes(y_block)
     label = dict(zip(paths, labels)).__getitem__ if has_classes else None
@@ -158,7 +160,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     splits = _split_clips(splitter, paths, labels, has_classes, missing_ok)
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
     get_x = _read_from_cache(cache, paths, size, get_x)
-    dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls), y_block),
+    dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls, pattern), y_block),
                        get_x=get_x, get_y=get_y, splitter=lambda _: splits,
                        item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))

@@ -72,13 +72,15 @@ def _join_frames(frames):
 class ImageTuple(fastuple):
     "Represent a clip as a tuple of `seq_len` PIL images or tensors (C,H,W; in a batch B,C,H,W)"
     @classmethod
-    def create(cls, frames # Path of a video or of a folder of frames, or the frames
+    def create(cls, frames, # Path of a video or of a folder of frames, or the frames
+               pattern:str=None, # Pattern of the file names in the folder, such as `'img_*.jpg'`
               ): # Clip of PIL images
         """Create a clip from all frames of a video or folder, or from a list of frames
 
         Frames are paths, PIL images, uint8 arrays (H,W,3, or one array T,H,W,3) or uint8 tensors (C,H,W)."""
         if isinstance(frames, (str,Path)):
-            frames = frame_files(Path(frames)) if Path(frames).is_dir() else extract_frames(frames)
+            is_folder = Path(frames).is_dir()
+            frames = frame_files(Path(frames), pattern) if is_folder else extract_frames(frames)
         return cls(tuple(map(_as_frame, frames)))
 
     def __getitem__(self, i):
@@ -188,6 +190,7 @@ class ImageTupleTfm(RandTransform):
     "Read `seq_len` frames, chosen by `sampler`, from a folder of frames or a video; return an `ImageTuple`"
     split_idx = None # for training and validation
     train = False
+    pattern = None # for transforms that were pickled without it
     input_types = Path,str # types that fastai accepts in a test set, even if training items have others
     def __init__(self,
                  seq_len:int=20, # Number of frames in a clip
@@ -197,6 +200,7 @@ class ImageTupleTfm(RandTransform):
                  view:int=0, # Index of the view of the video in validation
                  n_views:int=1, # Number of views
                  img_cls=PILImage, # Class of the frames, e.g. `PILImageBW` for gray frames
+                 pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                 ):
         super().__init__(p=1.)
         store_attr()
@@ -217,7 +221,7 @@ class ImageTupleTfm(RandTransform):
         return ImageTuple(self.img_cls(pil_image(o).convert(mode)) for o in arrays)
 
     def _from_folder(self, folder):
-        names = frame_names(folder)
+        names = frame_names(folder, self.pattern)
         if not names:
             fix = 'Extract the frames again, or skip the folder.'
             raise VideoError(folder, 'a folder without frames', fix)

@@ -80,7 +80,8 @@ def _clips_to_data(tfm):
     if img_cls not in _img_classes:
         raise ValueError(f'img_cls: {img_cls} cannot be written as data. Use {" or ".join(_img_classes)}.')
     sampler = to_config(tfm.sampler)
-    return dict(seq_len=tfm.seq_len, sampler=sampler, size=tfm.size, fps=tfm.fps, img_cls=img_cls)
+    return dict(seq_len=tfm.seq_len, sampler=sampler, size=tfm.size, fps=tfm.fps, img_cls=img_cls,
+                pattern=tfm.pattern)
 
 def _labels_to_data(tfms):
     "Return the kind of the labels, and their classes or number of values"

@@ -58,7 +58,7 @@ def _open_source(source, tfm, fps):
         size = tfm.size and min(tfm.size, stream.width, stream.height)
         return _video_frames(source, size),fps or float(stream.average_rate or stream.guessed_rate or 0),None
     if os.path.isdir(source):
-        files = frame_files(source)
+        files = frame_files(source, tfm.pattern)
         if not files: raise VideoError(source, 'a folder without frames', 'Extract the frames again.')
         return _folder_frames(files, tfm.size),fps or tfm.fps or 0,len(files)
     info = video_info(source)

@@ -16,7 +16,7 @@ from fastcore.basics import NotStr
 from fastcore.xml import (B, Body, Br, Div, Figcaption, Figure, H1, H2, H3, Head, Html, I, Img, Meta, P,
                           Style, Table, Td, Th, Title, Tr, to_xml)
 
-from ..data.clip import ImageTupleTfm
+from ..data.clip import ImageTupleTfm, clip_tfm
 from ..data.splits import ucf_group
 from ..deploy.saving import save_pretrained
 from ..files import atomic_file
@@ -45,10 +45,10 @@ def _pick_clips(scores, n):
     step = max(len(right)//((n-len(wrong)) or 1), 1)
     return wrong + right[::step][:n-len(wrong)]
 
-def _clip_figure(scores, i, clip, n_frames=12, size=128):
+def _clip_figure(scores, i, clip, pattern=None, n_frames=12, size=128):
     "Return clip `i` as an animated GIF with its label and prediction"
     gif = io.BytesIO()
-    ImageTupleTfm(n_frames)(clip).to_gif(gif, size=size)
+    ImageTupleTfm(n_frames, pattern=pattern)(clip).to_gif(gif, size=size)
     label,pred = (str(scores.vocab[int(o)]) for o in (scores.targs[i], scores.probs[i].argmax()))
     img = _image(gif.getvalue(), 'gif', f'clip of {label}')
     caption = Figcaption(label, Br(), B(pred), f' {float(scores.probs[i].max()):.0%}')
@@ -93,7 +93,9 @@ def _score_table(learners, best):
 
 def _clip_figures(learn, source, n):
     scores,items = learn.report['scores'],learn.dls.valid.items
-    return Div(*[_clip_figure(scores, i, source(items[i])) for i in _pick_clips(scores, n)], cls='clips')
+    pattern = getattr(clip_tfm(learn.dls.valid), 'pattern', None)
+    figures = [_clip_figure(scores, i, source(items[i]), pattern) for i in _pick_clips(scores, n)]
+    return Div(*figures, cls='clips')
 
 def _confusion(name, scores):
     return Div(H3(name), _plot(scores.plot_confusion, f'confusion matrix of {name}'))

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from fastai.vision.all import defaults, ifnone, parent_label, rank_distrib, set_seed
-from PIL import Image
 
 from ..data.augment import aug_clips
 from ..data.block import VideoDataLoaders
+from ..data.frame import load_frame
 from ..data.loader import get_clips
 from ..data.samplers import window_frames
 from ..data.splits import default_splitter, split_rule, ucf_group
@@ -24,9 +24,9 @@ from ..video.extract import FrameCache, print_problems
 from ..video.frame_folder import frame_files
 
 # %% ../../nbs/82_report.train_folder.ipynb #605a4683
-def _frame_size(frames, size):
+def _frame_size(frames, size, pattern=None):
     "Return height and width with short side `size`, and the aspect ratio of the first frame in `frames`"
-    with Image.open(frame_files(frames)[0]) as im: w,h = im.size
+    w,h = load_frame(frame_files(frames, pattern)[0]).size
     return tuple(round(o*size/min(w,h)) for o in (h,w))
 
 def _default_workers():
@@ -47,6 +47,7 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
                  workers:int=None, # Loading processes; default: by the number of cores
                  augment:bool=True, # Augment the training clips, see `aug_clips`
                  flip:bool=False, # Flip half of them horizontally
+                 pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                 )->dict: # Name -> trained `Learner`, see `compare_models`
     "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
     folder,out = Path(folder),Path(out)
@@ -61,7 +62,8 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
     frames = cache(clips[0]) if cache else clips[0]
     dls = VideoDataLoaders.from_path_func(
         folder, clips, parent_label, splitter=splitter, cache=cache, seq_len=seq_len, bs=bs,
-        sampler=partial(window_frames, step=step), image_size=_frame_size(frames, size),
+        pattern=pattern,
+        sampler=partial(window_frames, step=step), image_size=_frame_size(frames, size, pattern),
         num_workers=ifnone(workers, _default_workers()), batch_tfms=aug_clips(flip) if augment else None)
     learners = compare_models(dls, seconds=seconds)
     if not rank_distrib(): # only the first process writes

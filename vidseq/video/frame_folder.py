@@ -6,8 +6,10 @@
 __all__ = ['frames_folder', 'frame_files']
 
 # %% ../../nbs/12_video.frame_folder.ipynb #5e31dcfd
-import mimetypes, os, time
+import glob, mimetypes, os, re, time
+from collections import defaultdict
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import wraps
 from pathlib import Path
 
@@ -62,18 +64,75 @@ def is_image(name):
 _mtime_step = 2 # seconds: the resolution of modification times on FAT; other file systems are finer
 
 def cached_by_mtime(f):
-    "Cache `f(path)` until the modification time or size of the file or folder `path` changes"
+    "Cache `f(path, *args)` until the modification time or size of the file or folder `path` changes"
     cache = {}
     @wraps(f)
-    def cached(path):
+    def cached(path, *args):
         try: stat = os.stat(path)
-        except OSError: return f(path)
+        except OSError: return f(path, *args)
         key = stat.st_mtime_ns,stat.st_size
-        if cache.get(path, (None,))[0] == key: return cache[path][1]
-        res = f(path)
-        if time.time()-stat.st_mtime > _mtime_step: cache[path] = key,res
+        if cache.get((path,args), (None,))[0] == key: return cache[path,args][1]
+        res = f(path, *args)
+        if time.time()-stat.st_mtime > _mtime_step: cache[path,args] = key,res
         return res
     return cached
+
+# %% ../../nbs/12_video.frame_folder.ipynb #ba0c9d67
+_fraction = re.compile(r'(?<![\d.,])\d+[.,](\d+)(?![.,]?\d)')
+_exponent = re.compile(r'\d[eE][-+]\d')
+_minus = re.compile(r'(?<![^\W_])-\d')
+
+def _has_decimals(stems):
+    "Return whether a point in a number of `stems` separates decimals, and not two counters"
+    found = [m[1] for m in map(_fraction.search, stems) if m]
+    vary = len(set(map(len, found))) > 1 or 0 < len(found) < len(stems)
+    return vary and not any(o.endswith('0') and o != '0' for o in found) or any(map(_exponent.search, stems))
+
+def _number_pattern(stems):
+    "Return the regular expression of a number in `stems`, the file names of a folder without extension"
+    n_minus = sum(bool(_minus.search(o)) for o in stems)
+    sign = r'(?:(?<![^\W_])-)?' if 0 < n_minus < len(stems) else ''
+    decimals = r'(?:[.,]\d+)?(?:[eE][-+]\d+)?' if _has_decimals(stems) else ''
+    return re.compile(fr'({sign}\d+{decimals})')
+
+def _is_hex_counter(stems):
+    "Return whether the stems end in hexadecimal numbers of the same length, of which many follow each other"
+    prefix = os.path.commonprefix(stems).rstrip('0123456789abcdef')
+    ends = {o[len(prefix):] for o in stems}
+    if not all(re.fullmatch('[0-9a-f]+', o) for o in ends) or not any(map(str.isdigit, ends)): return False
+    numbers = [int(o, 16) for o in ends]
+    follow = max(numbers)-min(numbers) < 16*len(ends)
+    return follow and len(ends) == len(stems) and len(set(map(len, ends))) == 1
+
+# %% ../../nbs/12_video.frame_folder.ipynb #6aa9c312
+_same_suffixes = {'.jpeg': '.jpg', '.jpe': '.jpg', '.jfif': '.jpg', '.tiff': '.tif'}
+_source = r'(?<![^\W\d_])(?P<source>(?:cam(?:era)?|view|eye|lens|sensor)[ _-]?\d+)'
+
+def _name_kind(name, number):
+    "Return the stem of `name`, with its numbers replaced by NUL, and the suffix"
+    stem,suffix = os.path.splitext(name.casefold())
+    kind = re.sub(f'{_source}|{number.pattern}', lambda m: m['source'] or '\0', stem)
+    if '\0' not in kind: kind = number.sub('\0', stem) # the only number counts the frames
+    return kind,_same_suffixes.get(suffix, suffix)
+
+def _matches(name, pattern): return fnmatchcase(name.casefold(), pattern.casefold())
+
+def _suggest_pattern(kind, names, all_names):
+    "Return a glob pattern of the `names` of a `kind`, if possible one that matches no others of `all_names`"
+    text = glob.escape(kind[0]+os.path.splitext(names[0])[1].lower())
+    candidates = [text.replace('\0', o) for o in ('*', '[0-9]*', '*[0-9]')]
+    def is_exact(pattern): return [o for o in all_names if _matches(o, pattern)] == names
+    return next(filter(is_exact, candidates), candidates[0])
+
+def _check_kinds(folder, names, kinds):
+    "Raise `VideoError` if the images in `folder` are of several `kinds`: kind -> names"
+    if len(kinds) < 2: return
+    by_size = sorted(kinds, key=lambda o: (-len(kinds[o]), len(o[0])))
+    patterns = [_suggest_pattern(o, kinds[o], names) for o in by_size[:4]]
+    found = [f'{len(kinds[o])} {pattern!r} (such as {kinds[o][0]!r})' for o,pattern in zip(by_size, patterns)]
+    more = ', …' if len(kinds) > 4 else ''
+    raise VideoError(folder, f'{len(kinds)} kinds of images: {", ".join(found)}{more}',
+                     f'Choose one by a pattern of the file names, for example pattern={patterns[0]!r}.')
 
 # %% ../../nbs/12_video.frame_folder.ipynb #c6c303ad
 class NumberedNames(Sequence):
@@ -84,18 +143,60 @@ class NumberedNames(Sequence):
         if isinstance(i, slice): return tuple(f'{j}.jpg' for j in range(self.n)[i])
         return f'{range(self.n)[i]}.jpg'
 
+def _list_images(folder):
+    "Return the names of the images in `folder`; a gif counts only if there are no other images"
+    with os.scandir(folder) as entries:
+        names = [o.name for o in entries if is_image(o.name) and not o.is_dir()]
+    return [o for o in names if not o.lower().endswith('.gif')] or names
+
+def _select(folder, names, pattern):
+    "Return those of `names` that match the glob `pattern`; raise an error if there are none"
+    if '/' in pattern or os.sep in pattern:
+        raise ValueError(f'pattern={pattern!r}: contains a folder. Give a pattern of file names.')
+    found = [o for o in names if _matches(o, pattern)]
+    if found or not names: return found
+    raise VideoError(folder, f'none of its {len(names)} images (such as {min(names)!r}) matches {pattern=}',
+                     'Correct the pattern.')
+
+def _stem(name): return os.path.splitext(name)[0]
+
+def _sort_numbered(names):
+    "Return `names` in natural order if they differ in one number only, else None; faster than `_sort_frames`"
+    prefix = os.path.commonprefix(names).rstrip('0123456789')
+    suffix = os.path.splitext(names[0])[1]
+    numbers = [o[len(prefix):-len(suffix)] for o in names if o.endswith(suffix)]
+    is_fraction = prefix.endswith(('.',','))
+    if is_fraction or len(numbers) < len(names) or not all(map(str.isdecimal, numbers)): return None
+    return [name for _,name in sorted(zip(map(int, numbers), names))]
+
+def _sort_frames(folder, names, check_kinds):
+    "Return `names` in natural order; with `check_kinds`, raise `VideoError` if they are of several kinds"
+    number = _number_pattern(list(map(_stem, names)))
+    names = sorted(names, key=lambda o: (natural_key(_stem(o), number), o))
+    kinds = defaultdict(list)
+    for o in names: kinds[_name_kind(o, number)].append(o)
+    if len(kinds) > 1 and _is_hex_counter([_stem(o).casefold() for o in names]):
+        return sorted(names, key=str.casefold)
+    if check_kinds: _check_kinds(folder, names, kinds)
+    return names
+
 @cached_by_mtime
-def frame_names(folder):
-    "Return the file names of the images in `folder`, a sequence in natural order"
-    names = set(filter(is_image, os.listdir(folder)))
+def frame_names(folder, pattern=None):
+    "Return the file names of the images in `folder`, a sequence in natural order; `pattern` selects some"
+    names = _list_images(folder)
+    if pattern is not None: names = _select(folder, names, pattern)
     numbered = NumberedNames(len(names))
-    return numbered if names.issuperset(numbered) else tuple(sorted(names, key=natural_key))
+    if set(names).issuperset(numbered): return numbered
+    return tuple(_sort_numbered(names) or _sort_frames(folder, names, check_kinds=pattern is None))
 
 # %% ../../nbs/12_video.frame_folder.ipynb #e447b503
-def frame_files(folder:Path # Folder of frames
+def frame_files(folder:Path, # Folder of frames
+                pattern:str=None, # Pattern of the file names, such as `'img_*.jpg'`
                )->L: # Paths of its images
-    "Return the paths of the frames in `folder`, in natural order; skip other files"
-    return L(Path(folder)/o for o in frame_names(folder))
+    """Return the paths of the frames in `folder`, in natural order; skip other files
+
+    Raise `VideoError` if there are several kinds of images, or if none matches `pattern`."""
+    return L(Path(folder)/o for o in frame_names(folder, pattern))
 
 # %% ../../nbs/12_video.frame_folder.ipynb #becd661f
 def find_frame_folders(path):
