@@ -6,78 +6,163 @@
 __all__ = []
 
 # %% ../../nbs/41_models.config.ipynb #f7ee77e1
-import inspect
+import inspect, re
 from functools import partial, wraps
 from importlib import import_module
 
-# %% ../../nbs/41_models.config.ipynb #ffbaf57a
-known_modules = ('torch.nn.modules.rnn', 'torchvision.models', 'vidseq.data.samplers', 'vidseq.models.layers',
-                 'vidseq.models.encoders', 'vidseq.models.frame_models', 'vidseq.models.conv3d',
-                 'vidseq.models.vit', 'vidseq.models.timesformer')
+from .fields import check_field, check_fields, either, flag, list_of, optional, real, to_json, whole
 
-def _is_known(module): return any(module == o or module.startswith(f'{o}.') for o in known_modules)
+# %% ../../nbs/41_models.config.ipynb #f8096e55
+_timm_name = re.compile(r'timm\.([a-z0-9_]+(\.[a-z0-9_]+)?)')
+
+def _find_timm(name):
+    "Return the name of a network in timm; raise `ValueError` if it is unknown or timm is not installed"
+    try: import timm
+    except ImportError: raise ValueError(f'{name!r} is a network of timm: `pip install vidseq[timm]`') from None
+    name = _timm_name.fullmatch(name)[1]
+    if timm.is_model(name): return name
+    raise ValueError(f'timm has no network {name!r}. Update timm, or check `timm.list_models()`')
+
+def _import_name(full_name):
+    module,_,name = full_name.rpartition('.')
+    try: return getattr(import_module(module), name)
+    except (ImportError,AttributeError): raise ValueError(f'{full_name} is missing. Update its package') from None
+
+def named(table:dict, # Full name -> fields of its keyword arguments
+          with_timm:bool=False, # Accept networks of timm too
+         ): # Function of data: a name, or a dict with `name` and `kwargs`
+    "Create a field for functions and classes in `table`; it returns them, as a `partial` with arguments"
+    def field(data):
+        full_name,kwargs = (data['name'],data['kwargs']) if _is_call(data) else (data,{})
+        if not isinstance(full_name, str): raise ValueError(f'{full_name!r:.60} is not a name')
+        if with_timm and not kwargs and _timm_name.fullmatch(full_name): return _find_timm(full_name)
+        if full_name not in table: raise ValueError(f'{full_name!r:.60} is not a name that is allowed here')
+        kwargs = check_fields(table[full_name], kwargs, full_name.rpartition('.')[2], complete=False)
+        o = _import_name(full_name)
+        return partial(o, **kwargs) if kwargs else o
+    return field
+
+def _is_call(data): return isinstance(data, dict) and set(data) == {'name','kwargs'}
+
+# %% ../../nbs/41_models.config.ipynb #ffbaf57a
+def _table(module, names, **fields): return {f'{module}.{o}': fields for o in names.split()}
+
+image_networks = _table('torchvision.models', '''
+    alexnet convnext_tiny convnext_small convnext_base convnext_large densenet121 densenet161 densenet169
+    densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4
+    efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l
+    mobilenet_v3_small mobilenet_v3_large regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf
+    regnet_x_8gf regnet_x_16gf regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf
+    regnet_y_8gf regnet_y_16gf regnet_y_32gf regnet_y_128gf resnet18 resnet34 resnet50 resnet101 resnet152
+    resnext50_32x4d resnext101_32x8d resnext101_64x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0
+    shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_t swin_s swin_b swin_v2_t
+    swin_v2_s swin_v2_b vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn
+    wide_resnet50_2 wide_resnet101_2''')
+image_networks |= _table('vidseq.models.encoders', 'small_cnn')
+video_networks = _table('torchvision.models.video', '''
+    mc3_18 mvit_v1_b mvit_v2_s r2plus1d_18 r3d_18 s3d swin3d_t swin3d_s swin3d_b''')
+_share,_length,_width,_pixels = real(0, 1),whole(1, 256),whole(1, 2**20),whole(1, 8192) # _length: loops
+_vits = _table('torchvision.models', 'vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14', image_size=_pixels)
+image_networks |= _vits
+vision_transformers = _vits | _table(
+    'torchvision.models', 'VisionTransformer', image_size=_pixels, patch_size=_pixels, num_layers=_length,
+    num_heads=_width, hidden_dim=_width, mlp_dim=_width, dropout=_share, attention_dropout=_share)
+rnns = _table('torch.nn', 'GRU LSTM RNN', bias=flag)
+pools = _table('vidseq.models.layers', 'AttentionPool', hidden_size=_width)
+blocks = _table('vidseq.models.vit', 'SpaceBlock JointBlock DividedBlock PaperBlock')
+_step = either(real(1e-6, 1e6), list_of(real(1e-6, 1e6), 2, 2))
+samplers = (
+    _table('vidseq.data.samplers', 'spread_frames')
+    | _table('vidseq.data.samplers', 'first_frames window_frames', step=_step, seconds=optional(_step),
+             fps=optional(real(1e-3, 1e4))))
+
+# %% ../../nbs/41_models.config.ipynb #4de2ca37
+_common = dict(n_out=whole(1, 10**6), n_in=whole(1, 64), per_frame=flag)
+_frame_model = _common | dict(
+    arch=named(image_networks, with_timm=True), pool=optional(named(pools)), subtract_mean=flag,
+    low_mem=flag, chunk=optional(_width), checkpoint=flag)
+_recurrent = _frame_model | dict(num_rnn_layers=_length, dropout=_share)
+models = (
+    _table('vidseq.models.frame_models', 'SimpleModel', grid=whole(0, 32), **_frame_model)
+    | _table('vidseq.models.frame_models', 'RNNModel', grid=whole(0, 32), rnn=named(rnns),
+             hidden_size=optional(_width), bidirectional=flag, **_recurrent)
+    | _table('vidseq.models.frame_models', 'ConvLSTMModel', hidden_size=_width, kernel_size=whole(1, 255),
+             **_recurrent)
+    | _table('vidseq.models.conv3d', 'Conv3dModel', width=_width, ps=_share, **_common)
+    | _table('vidseq.models.conv3d', 'VideoModel', arch=named(video_networks), ps=optional(_share), **_common)
+    | _table('vidseq.models.vit', 'TimeSformerViT', arch=named(vision_transformers, with_timm=True),
+             num_frames=_pixels, block=named(blocks), drop_path=_share, ps=_share, checkpoint=flag,
+             nearest=flag, **_common)
+    | _table('vidseq.models.timesformer', 'TimeSformer', n_out=_common['n_out'],
+             num_classes=optional(_common['n_out']), dim=_width, image_size=_pixels, patch_size=_pixels,
+             num_frames=_pixels, depth=_length, heads=_width, dim_head=_width, attn_dropout=_share,
+             ff_dropout=_share, subtract_mean=flag, checkpoint=flag, channels=_common['n_in'],
+             rotary_emb=flag, shift_tokens=flag))
 
 # %% ../../nbs/41_models.config.ipynb #b4dd881e
-def to_config(o, # Number, string, function, class or `partial`, or a list or dict of these
+_all_names = sorted({*image_networks, *video_networks, *vision_transformers, *rnns, *pools, *blocks, *samplers,
+                     *models})
+
+def _full_name(o):
+    "Return the full name under which a table lists `o`"
+    own_name = getattr(o, '__name__', None)
+    same = [k for k in _all_names if k.rpartition('.')[2] == own_name]
+    found = [k for k in same if _import_name(k) is o]
+    if found: return found[0]
+    raise ValueError(f'{o!r:.80} cannot be written as data. '
+                     'Use numbers, and functions and classes of vidseq, torchvision and timm.')
+
+def to_config(o, # Number, name of a network in timm, function, class or `partial`, or a list of these
              )->object: # Data for JSON
     "Convert `o` to data for JSON; raise `ValueError` for other objects and for custom functions"
-    if o is None or isinstance(o, (bool,int,float)): return o
-    if isinstance(o, str) and ':' not in o: return o # a colon can start a download: 'hf-hub:…'
+    if isinstance(o, str): return f'timm.{o}'
     if isinstance(o, (tuple,list)): return list(map(to_config, o))
-    if isinstance(o, dict): return dict(dict=[[k, to_config(v)] for k,v in o.items()])
     if isinstance(o, partial): return _partial_to_config(o)
-    module = getattr(o, '__module__', None) or ''
-    name = getattr(o, '__qualname__', '.')
-    if _is_known(module) and '.' not in name: return dict(name=f'{module}:{name}')
-    raise ValueError(f'{o!r:.80} cannot be written as data. '
-                     f'Use numbers, strings, and functions and classes of {", ".join(known_modules)}.')
+    return _full_name(o) if callable(o) else to_json(o, 'value')
 
 def _partial_to_config(o):
-    kwargs = {k: to_config(v) for k,v in o.keywords.items()}
-    return dict(call=to_config(o.func), args=to_config(o.args), kwargs=kwargs)
+    arguments = inspect.signature(o.func).bind_partial(*o.args, **o.keywords).arguments
+    arguments |= arguments.pop('kwargs', {})
+    return dict(name=_full_name(o.func), kwargs={k: to_config(v) for k,v in arguments.items()})
 
 # %% ../../nbs/41_models.config.ipynb #1e1a12de
 def from_config(data, # Data from `to_config`
-               )->object: # The described object; tuples become lists
-    "Rebuild an object from data of `to_config`; raise `ValueError` for names outside `known_modules`"
-    if isinstance(data, list): return list(map(from_config, data))
-    if isinstance(data, str) and ':' in data: raise ValueError(
-        f'{data!r} contains a colon, so it could start a download. Use the name of a network in timm')
-    if not isinstance(data, dict): return data
-    if set(data) == {'dict'}: return {k: from_config(v) for k,v in data['dict']}
-    if set(data) == {'call','args','kwargs'}: return _partial_from_config(**data)
-    if set(data) == {'name'}: return _look_up(data['name'])
-    raise ValueError(f'unknown keys: {", ".join(map(repr, sorted(data)))}')
-
-def _partial_from_config(call, args, kwargs):
-    kwargs = {k: from_config(v) for k,v in kwargs.items()}
-    return partial(from_config(call), *from_config(args), **kwargs)
-
-def _look_up(full_name):
-    "Return the function or class with the name `module:name`"
-    module,_,name = str(full_name).partition(':')
-    is_allowed = _is_known(module) and name.isidentifier() and not name.startswith('_')
-    o = getattr(import_module(module), name, None) if is_allowed else None
-    if callable(o) and o.__module__ == module: return o
-    raise ValueError(f'{full_name!r} is not a function or class of {", ".join(known_modules)}')
+                table:dict, # Allowed names, e.g. `models` or `samplers`
+                where:str='value', # Place of `data`, for the message
+               )->object: # Function, class or `partial`; tuples in its arguments become lists
+    "Rebuild an object of `table` from data of `to_config`; raise `ValueError` for all other data"
+    return check_field(named(table), data, where)
 
 # %% ../../nbs/41_models.config.ipynb #cdea4010
-def records_config(cls, # Class of models
+def _call_to_config(cls, arguments):
+    "Return the data of the call `cls(**arguments)`, or the message if it cannot be written as data"
+    try:
+        data = to_config(partial(cls, **arguments))
+        from_config(data, models)
+    except ValueError as e: return str(e)
+    return data
+
+def records_config(cls, # Class of models, listed in `models`
                   ): # `cls`
     """Decorate `cls` so that its instances store their class and arguments as data in `config`.
 
-    `config` has `pretrained=False`, because saved weights replace pretrained ones. If an argument cannot be
-    written as data, `config` is the error message. Instances of subclasses have no `config`."""
-    init,parameters = cls.__init__,inspect.signature(cls).parameters
+    `pretrained` is skipped, because saved weights replace pretrained ones. If an argument cannot be written
+    as data, `config` is the error message. Instances of subclasses have no `config`."""
+    init = cls.__init__
     @wraps(init)
     def _init(self, *args, **kwargs):
         init(self, *args, **kwargs)
         if type(self) is not cls: return
         given = dict(inspect.signature(init).bind(self, *args, **kwargs).arguments)
-        del given['self']
         given |= given.pop('kwargs', {})
-        if 'pretrained' in parameters: given['pretrained'] = False
-        try: self.config = to_config(partial(cls, **given))
-        except ValueError as e: self.config = str(e)
+        self.config = _call_to_config(cls, {k: v for k,v in given.items() if k not in ('self','pretrained')})
     cls.__init__ = _init
     return cls
+
+def create_model(config:dict, # `config` of a model
+                ): # Model with new weights
+    "Create a model as `config` describes; raise `ValueError` if it is not the call of a model in `models`"
+    create = from_config(config, models, 'model')
+    cls = getattr(create, 'func', create)
+    if 'pretrained' in inspect.signature(cls).parameters: create = partial(create, pretrained=False)
+    return create()

@@ -11,9 +11,29 @@ from pathlib import Path
 
 import torch
 from fastai.vision.all import nn
-from safetensors.torch import load_file
+from safetensors import safe_open
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..files import preview_list
+
+# %% ../../nbs/42_models.weights.ipynb #3a9a35d0
+_max_header = 2**23 # bytes; 1400 parameters of a large network need 0.2 MB
+
+def _check_header(fname):
+    "Raise `ValueError` if the header of a safetensors file is longer than the file, or than `_max_header`"
+    with fname.open('rb') as f: n = int.from_bytes(f.read(8), 'little')
+    if n > min(fname.stat().st_size, _max_header): raise ValueError(f'a header of {n} bytes')
+
+def map_weights(fname:Path # `.safetensors`
+               )->dict: # Parameter name -> tensor, in memory only when it is used
+    "Map a safetensors file into memory; raise `ValueError` if it is damaged or has another format"
+    fname = Path(fname)
+    try:
+        _check_header(fname)
+        with safe_open(fname, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}
+    except Exception as e: # the type of the error depends on the content of the file
+        raise ValueError(f'{fname}: not safetensors ({e}). Download or save it again.') from e
 
 # %% ../../nbs/42_models.weights.ipynb #8a973549
 def read_weights(fname:Path, # `.safetensors`, or a file of `torch.save`
@@ -22,38 +42,50 @@ def read_weights(fname:Path, # `.safetensors`, or a file of `torch.save`
     fname = Path(fname)
     if not fname.is_file(): raise ValueError(f'{fname}: no such file. Check the path.')
     with fname.open('rb'): pass # raise the operating system's error if the file is not readable
-    state = _load_file(fname)
+    state = map_weights(fname) if fname.suffix == '.safetensors' else _load_file(fname)
     for key in ('state_dict','model','model_state'): # checkpoints of training runs
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(o, torch.Tensor) for o in state.values()):
+    if not _is_state_dict(state):
         raise ValueError(f'{fname}: does not hold a state dict of tensors. Save `model.state_dict()`.')
     return {_current_name(k): v for k,v in state.items()}
 
 def _load_file(fname):
-    try:
-        if fname.suffix == '.safetensors': return load_file(fname)
-        return torch.load(fname, map_location='cpu', weights_only=True)
+    try: return torch.load(fname, map_location='cpu', weights_only=True)
     except Exception as e: # the type of the error depends on the content of the file
         raise ValueError(f'{fname}: not a file of weights ({type(e).__name__}). '
                          'Write it with `torch.save(model.state_dict(), …)` or safetensors.') from e
+
+def _is_state_dict(o):
+    "Return whether `o` has names with ordinary tensors"
+    def is_dense(v): return isinstance(v, torch.Tensor) and v.layout == torch.strided and not v.is_meta
+    return isinstance(o, dict) and all(isinstance(k, str) and is_dense(v) for k,v in o.items())
 
 def _current_name(name):
     "Remove the prefix of DistributedDataParallel and rename parameters of old densenet files"
     return re.sub(r'(denselayer\d+\.(?:norm|conv))\.(\d)', r'\1\2', name.removeprefix('module.'))
 
 # %% ../../nbs/42_models.weights.ipynb #52f95ffa
+def check_weights(model:nn.Module, # Model to compare with, possibly without memory
+                  state:dict, # Parameter name -> tensor
+                  fname:Path, # File to name in errors
+                  but=(), # Parts that may be missing or have other shapes
+                 ):
+    "Raise `ValueError` with the names of parameters in `state` that do not fit `model`"
+    mismatches = _mismatches(model.state_dict(), state, but)
+    problems = [f'{len(v)} {problem}: {preview_list(v)}' for problem,v in mismatches.items() if v]
+    if problems: raise ValueError(f'{fname}: these weights do not fit {type(model).__name__}: '
+                                  f'{"; ".join(problems)}. Use weights of the same architecture.')
+
 def fill_weights(model:nn.Module, # Model to fill
                  state:dict, # Parameter name -> tensor
                  fname:Path, # File to name in errors
                  but=(), # Parts that may be missing or have other shapes
                 )->nn.Module: # `model`, changed in place
     "Copy `state` into `model`; raise `ValueError` with the names of parameters that do not fit"
+    check_weights(model, state, fname, but)
     own = model.state_dict()
-    mismatches = _mismatches(own, state, but)
-    problems = [f'{len(v)} {problem}: {preview_list(v)}' for problem,v in mismatches.items() if v]
-    if problems: raise ValueError(f'{fname}: these weights do not fit {type(model).__name__}: '
-                                  f'{"; ".join(problems)}. Use weights of the same architecture.')
     fitting = {k: v for k,v in state.items() if k in own and own[k].shape == v.shape}
+    check_finite(model, fitting, fname)
     model.load_state_dict(fitting, strict=False)
     return model
 
@@ -64,10 +96,43 @@ def _mismatches(own, state, but):
     required = [k for k in names if not k.startswith(optional)]
     missing = [k for k in required if k not in state]
     unknown = [k for k in required if k not in own]
-    shared = [k for k in required if k in own and k in state]
-    other = [k for k in shared if own[k].shape != state[k].shape]
+    shared = [k for k in own if k in state]
+    other = [k for k in shared if own[k].shape != state[k].shape and not k.startswith(optional)]
     shapes = [f'{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in other]
-    return {'missing': missing, 'unknown': unknown, 'with another shape': shapes}
+    kinds = [(k, _number_kind(state[k]), _number_kind(own[k])) for k in shared]
+    kinds = [f'{k} {found} instead of {expected}' for k,found,expected in kinds if found != expected]
+    return {'missing': missing, 'unknown': unknown, 'with another shape': shapes, 'of another type': kinds}
+
+def _number_kind(x):
+    "Return the kind of numbers of a tensor; those of one kind are converted to each other"
+    if x.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16): return 'real'
+    if x.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8): return 'integer'
+    return str(x.dtype).removeprefix('torch.')
+
+def check_finite(model:nn.Module, # Model with the parameters
+                 state:dict, # Parameter name -> tensor
+                 where, # File or object to name in errors
+                ):
+    "Raise `ValueError` if a tensor has NaN, or if a parameter has infinity; a buffer may have it"
+    parameters = {k for k,_ in model.named_parameters()}
+    def is_bad(k, v): return bool((~v.isfinite() if k in parameters else v.isnan()).any())
+    bad = [k for k,v in state.items() if v.is_floating_point() and is_bad(k, v)]
+    if bad: raise ValueError(f'{where}: {len(bad)} parameters are NaN or infinite: {preview_list(bad)}. '
+                             'Training diverged or the file is damaged: train with a lower learning rate.')
+
+# %% ../../nbs/42_models.weights.ipynb #a345b9c0
+_creators = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+
+class without_memory(TorchFunctionMode):
+    "Create new tensors without memory in a `with` block"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in _creators and kwargs.get('device') is None: kwargs['device'] = 'meta'
+        is_meta = any(isinstance(o, torch.Tensor) and o.is_meta for o in tree_leaves((args, kwargs)))
+        if is_meta: args,kwargs = tree_map(_to_meta, (args, kwargs))
+        return func(*args, **kwargs)
+
+def _to_meta(o): return o.to('meta') if isinstance(o, torch.Tensor) and not o.is_meta else o
 
 # %% ../../nbs/42_models.weights.ipynb #c0b8bc4a
 def load_weights(model:nn.Module, # Model to fill
