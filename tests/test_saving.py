@@ -146,7 +146,7 @@ def test_timm_is_never_asked_to_download(monkeypatch, saved, tmp_path):
     bad = shutil.copytree(saved/'timm', tmp_path/'bad')
     data = json.loads((bad/'config.json').read_text(encoding='utf-8'))
     del data['settings_sha256']
-    data['model']['kwargs']['arch'] = 'hf-hub:somebody/something'
+    data['model']['kwargs']['arch'] = 'timm.hf-hub:somebody/something'
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     (bad/'config.json').write_text(json.dumps(data | dict(settings_sha256=digest)))
     with pytest.raises(ValueError, match='bad/config.json.*hf-hub'): load_pretrained(bad)

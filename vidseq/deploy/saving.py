@@ -6,116 +6,26 @@
 __all__ = ['save_pretrained', 'load_pretrained']
 
 # %% ../../nbs/70_deploy.saving.ipynb #a46e1594
-import hashlib, json
+import hashlib, json, math
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from fastai.vision.all import (AffineCoordTfm, Categorize, CropPad, DataLoaders, Datasets, IntToFloatTensor,
-                               L, Learner, MultiCategorize, Normalize, OneHotEncode, PILImage, PILImageBW,
-                               RandomCrop, RandomResizedCrop, RatioResize, RegressionSetup, Resize,
-                               TensorCategory, TensorMultiCategory, ToTensor, nn)
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from fastai.vision.all import Learner, nn
+from safetensors.torch import save
 
-from ..data.block import NormalizeInPlace
-from ..data.clip import ImageTuple, ImageTupleTfm, clip_tfm
-from ..data.loader import ClipDL
 from ..data.splits import ucf_group
 from .card import card_markdown, model_card
+from .losses import loss_from_data, loss_to_data
+from .settings import check_card, dls_from_data, setting_names, settings_to_data
 from ..files import atomic_file, preview_list
-from ..models.config import from_config, to_config
+from ..models.config import create_model
+from ..models.fields import to_json
 from ..models.frame_models import clip_splitter
-from ..models.weights import fill_weights
+from ..models.weights import check_finite, check_weights, fill_weights, map_weights, without_memory
 from ..train.learner import learner_method
 
-# %% ../../nbs/70_deploy.saving.ipynb #dc216bb8
-_tfm_settings = { # transform -> names of its settings
-    Resize: ('size','method','pad_mode'), CropPad: ('size','pad_mode'), RandomCrop: ('size',),
-    RandomResizedCrop: ('size','min_scale','ratio','val_xtra','max_scale'), RatioResize: ('max_sz',),
-    ToTensor: (), IntToFloatTensor: ('div',), AffineCoordTfm: ('size','mode','pad_mode','align_corners'),
-    NormalizeInPlace: ('mean','std')}
-_tfm_classes = {o.__name__: o for o in _tfm_settings}
-_width_first = (Resize, CropPad, RandomCrop, RandomResizedCrop) # store (width, height), take (height, width)
-
-def _json_value(o):
-    if isinstance(o, torch.Tensor): return o.flatten().tolist()
-    return list(o) if isinstance(o, (tuple,L)) else o
-
-def _saved_class(tfm):
-    "Return the class that `tfm` is saved as; None if it cannot be saved"
-    for base,cls in ((Normalize, NormalizeInPlace), (AffineCoordTfm, AffineCoordTfm)):
-        if isinstance(tfm, base): return cls
-    return type(tfm) if type(tfm) in _tfm_settings else None
-
-def _tfm_to_data(tfm):
-    "Return the name of the class of `tfm` and its settings"
-    cls = _saved_class(tfm)
-    if cls is None:
-        raise ValueError(f'{type(tfm).__name__}: this transform cannot be written as data. Use one of '
-                         f'{", ".join(_tfm_classes)}, or `learn.export()`, which saves code too.')
-    settings = {k: _json_value(getattr(tfm, k)) for k in _tfm_settings[cls]}
-    if cls in _width_first: settings['size'] = settings['size'][::-1]
-    return [cls.__name__, settings]
-
-def _tfms_to_data(tfms): return [_tfm_to_data(o) for o in tfms if o.split_idx != 0] # 0: only in training
-
-def _tfm_from_data(data):
-    name,settings = data
-    cls = _tfm_classes.get(name)
-    if cls is None or set(settings) != set(_tfm_settings[cls]):
-        raise ValueError(f'{name!r} with {sorted(settings)}: unknown transform or settings')
-    if cls is NormalizeInPlace: return cls.from_stats(settings['mean'], settings['std'], cuda=False)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in settings.items()})
-
-# %% ../../nbs/70_deploy.saving.ipynb #e2e13cd9
-_label_tfms = {'classes': MultiCategorize, 'class': Categorize, 'numbers': RegressionSetup} # a subclass first
-_label_tensors = {'class': TensorCategory, 'classes': TensorMultiCategory, 'numbers': torch.Tensor}
-_img_classes = {o.__name__: o for o in (PILImage, PILImageBW)}
-
-def _clips_to_data(tfm):
-    "Return the settings of the `ImageTupleTfm` `tfm`"
-    if tfm is None: raise ValueError('learn.dls: has no `ImageTupleTfm` to read clips. Use `learn.export()`.')
-    img_cls = tfm.img_cls.__name__
-    if img_cls not in _img_classes:
-        raise ValueError(f'img_cls: {img_cls} cannot be written as data. Use {" or ".join(_img_classes)}.')
-    sampler = to_config(tfm.sampler)
-    return dict(seq_len=tfm.seq_len, sampler=sampler, size=tfm.size, fps=tfm.fps, img_cls=img_cls,
-                pattern=tfm.pattern)
-
-def _labels_to_data(tfms):
-    "Return the kind of the labels, and their classes or number of values"
-    kinds = [(kind,o) for kind,cls in _label_tfms.items() for o in tfms if isinstance(o, cls)]
-    if not kinds: raise ValueError('learn.dls: labels are neither classes nor numbers. Use `learn.export()`.')
-    kind,tfm = kinds[0]
-    return dict(kind=kind, n=tfm.c) if kind == 'numbers' else dict(kind=kind, vocab=list(tfm.vocab))
-
-# %% ../../nbs/70_deploy.saving.ipynb #3686e9fa
-def _clips_from_data(data):
-    changed = dict(sampler=from_config(data['sampler']), img_cls=_img_classes[data['img_cls']])
-    return ImageTupleTfm(**data | changed)
-
-def _labels_from_data(kind, vocab=None, n=None):
-    "Return the transforms of the labels"
-    if kind == 'numbers': return [RegressionSetup(c=n)]
-    tfm = Categorize(vocab, sort=False) if kind == 'class' else MultiCategorize(vocab)
-    tfm.c = len(vocab) # fastai counts the classes of the data otherwise
-    return [tfm] if kind == 'class' else [tfm, OneHotEncode(len(vocab))]
-
-def _empty_dls(clips, labels, item_tfms, batch_tfms):
-    "Return `DataLoaders` without items; the types that fastai finds in the first item and batch are set here"
-    tfm = _clips_from_data(clips)
-    ds = Datasets(L(), tfms=[[tfm], _labels_from_data(**labels)], do_setup=False)
-    ds.tls[0].types = L(tfm.input_types, ImageTuple)
-    after_item,after_batch = [list(map(_tfm_from_data, o)) for o in (item_tfms, batch_tfms)]
-    cpu = torch.device('cpu')
-    dl = ClipDL(ds, bs=16, num_workers=0, device=cpu, after_item=after_item, after_batch=after_batch)
-    frame_types = [tfm.img_cls._tensor_cls]*tfm.seq_len
-    dl._n_inp,dl._types = 1,{tuple: [{ImageTuple: frame_types}, _label_tensors[labels['kind']]]}
-    return DataLoaders(dl, dl)
-
 # %% ../../nbs/70_deploy.saving.ipynb #c8395c55
-_format = 'vidseq model 1'
+_format = 'vidseq model 2'
 _config_file,_weights_file = 'config.json','model.safetensors'
 
 def _sha256(o):
@@ -131,14 +41,56 @@ def _model_config(model, own):
     reason = config if isinstance(config, str) else f'{type(model).__name__}: not a model class of vidseq.'
     raise ValueError(f'{reason} Save with `own=True`, and give the model to `load_pretrained`.')
 
-def _weights_bytes(model):
-    return save({k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()})
+def _create_skeleton(config):
+    "Create the model that `config` describes, without memory for its weights"
+    with without_memory(): return create_model(config)
+
+def _check_unchanged(model, state, config):
+    "Raise `ValueError` if a layer of `model` was replaced after `config` created it"
+    skeleton = _create_skeleton(config)
+    try:
+        if str(skeleton) != str(model): raise ValueError('learn.model: has other layers')
+        check_weights(skeleton, state, 'learn.model')
+    except ValueError as e: raise ValueError(
+        f'{e} The model was changed after it was created, so its settings do not describe it. '
+        'Save with `own=True`, and give the model to `load_pretrained`.') from None
+
+def _is_parallel(model): return isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+
+def _check_n_outputs(model, n):
+    "Raise `ValueError` unless the last layer of `model` has `n` outputs"
+    found = [m for m in model.head.modules() if isinstance(m, nn.Linear)][-1].out_features
+    if found != n: raise ValueError(f'model: has {found} outputs for {n} classes or numbers in `labels`. '
+                                    f'Create it with n_out={n}')
+
+def _weights_of(model):
+    "Return the weights of `model` on the CPU; raise `ValueError` if they are not finite"
+    state = {k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}
+    check_finite(model, state, 'learn.model')
+    return state
+
+def _all_settings(learn, model, state, own):
+    "Return all settings but the card, after checking that `load_pretrained` will accept them"
+    config,settings = _model_config(model, own),settings_to_data(learn.dls)
+    kind = settings['labels']['kind']
+    loss = loss_to_data(learn.loss_func, kind, model)
+    loaded = json.loads(json.dumps(settings | dict(loss=loss)))
+    _,n_outputs = dls_from_data(**{k: loaded[k] for k in setting_names})
+    loss_from_data(loaded['loss'], kind, model)
+    if config is not None:
+        _check_unchanged(model, state, config)
+        _check_n_outputs(model, n_outputs)
+    return dict(format=_format, model=config, loss=loss) | settings
+
+_max_config = 2**23 # bytes
 
 def _config_bytes(settings, weights):
     "Return the text of `config.json` with the digests of `weights` and of itself"
     data = json.loads(json.dumps(settings | dict(weights_sha256=_sha256(weights))))
     text = json.dumps(data | dict(settings_sha256=_sha256(data)), indent=1, ensure_ascii=False)
-    return text.encode()
+    config = text.encode('utf-8', 'backslashreplace') # file names that are not Unicode, as JSON escapes them
+    if len(config) <= _max_config: return config
+    raise ValueError(f'card or classes: {len(config)} bytes of settings. Shorten them.')
 
 # %% ../../nbs/70_deploy.saving.ipynb #24fa35f5
 @learner_method
@@ -150,23 +102,23 @@ def save_pretrained(learn:Learner, # Trained learner
                    )->Path: # `folder`
     """Save a model and the settings for prediction to `config.json`, `model.safetensors` and `README.md`.
 
-    Raises `ValueError` before it writes if model, sampler, labels or transforms cannot be saved as data."""
+    Raises `ValueError` before it writes if a part of the learner cannot be saved as data."""
     folder = Path(folder)
-    dl = learn.dls.valid
-    settings = dict(format=_format, model=_model_config(learn.model, own), clips=_clips_to_data(clip_tfm(dl)),
-                    labels=_labels_to_data(dl.dataset.tls[1].tfms.fs),
-                    item_tfms=_tfms_to_data(dl.after_item.fs), batch_tfms=_tfms_to_data(dl.after_batch.fs))
-    settings['card'] = model_card(learn, group) | (card or {}) # last, because scores take time
-    weights = _weights_bytes(learn.model)
+    if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder}: a file. Give a folder.')
+    card = check_card(to_json(card or {}, 'card'))
+    model = learn.model.module if _is_parallel(learn.model) else learn.model
+    state = _weights_of(model)
+    settings = _all_settings(learn, model, state, own)
+    settings['card'] = to_json(model_card(learn, group) | card, 'card') # last, because scores take time
+    weights = save(state)
     config = _config_bytes(settings, weights)
-    readme = card_markdown(settings, folder.absolute().name).encode()
+    readme = card_markdown(settings, folder.absolute().name).encode('utf-8', 'backslashreplace')
     for name,data in ((_weights_file, weights), ('README.md', readme), (_config_file, config)): # config last
         with atomic_file(folder/name) as part: part.write_bytes(data)
     return folder
 
 # %% ../../nbs/70_deploy.saving.ipynb #c56d6e17
-_data_keys = ('clips','labels','item_tfms','batch_tfms')
-_config_keys = {'format', 'model', *_data_keys, 'card', 'weights_sha256', 'settings_sha256'}
+_config_keys = {'format', 'model', 'loss', *setting_names, 'card', 'weights_sha256', 'settings_sha256'}
 _hint = 'Give a folder that `save_pretrained` wrote.'
 
 def _model_folder(path):
@@ -178,44 +130,70 @@ def _model_folder(path):
     if not path.exists(): raise ValueError(f'{path}: no such folder. {_hint}')
     return path if path.is_dir() else path.parent
 
-def _parse_config(fname):
-    if not fname.is_file(): raise ValueError(f'{fname}: no such file. {_hint}')
-    try: data = json.loads(fname.read_bytes())
-    except (ValueError, RecursionError): data = None
-    if not isinstance(data, dict) or data.get('format') != _format:
-        raise ValueError(f'{fname}: not the settings of a model. {_hint}')
+# %% ../../nbs/70_deploy.saving.ipynb #54fbd1a0
+def _unique_names(pairs):
+    data = dict(pairs)
+    if len(data) == len(pairs): return data
+    raise ValueError('a name is given twice')
+
+def _finite_number(s):
+    if math.isfinite(float(s)): return float(s)
+    raise ValueError(f'{s:.40} is not a finite number')
+
+def _check_depth(data, max_depth=32):
+    "Raise `ValueError` if lists and dicts are nested deeper than `max_depth`"
+    level = [data]
+    for _ in range(max_depth):
+        nested = [o.values() if isinstance(o, dict) else o for o in level if isinstance(o, (dict,list))]
+        level = [v for o in nested for v in o]
+    if level: raise ValueError(f'nested deeper than {max_depth} levels')
+
+def _parse_json(fname):
+    "Return the content of a JSON file; raise `ValueError` if it is not valid"
+    if fname.stat().st_size > _max_config: raise ValueError(f'larger than {_max_config} bytes')
+    strict = dict(object_pairs_hook=_unique_names, parse_constant=_finite_number, parse_float=_finite_number)
+    try: data = json.loads(fname.read_bytes(), **strict)
+    except RecursionError: raise ValueError('nested too deeply') from None
+    _check_depth(data)
     return data
 
-def _check_config(fname, data):
-    "Raise `ValueError` unless `data` has the right keys and digest; remove the digest from `data`"
-    wrong = sorted(set(data) ^ _config_keys)
-    if wrong: raise ValueError(f'{fname}: unknown or missing keys: {preview_list(wrong)}. Save it again.')
+def _read_config(fname):
+    "Return the settings in `config.json`, after checking their names and digest"
+    if not fname.is_file(): raise ValueError(f'{fname}: no such file. {_hint}')
+    try: data = _parse_json(fname)
+    except ValueError as e: raise ValueError(f'{fname}: not the settings of a model ({e}). {_hint}') from None
+    found = data.get('format') if isinstance(data, dict) else None
+    if found != _format:
+        found = f'the format is {found!r:.40}, not {_format!r}'
+        raise ValueError(f'{fname}: not the settings of a model: {found}. {_hint}')
+    wrong = preview_list(sorted(set(data) ^ _config_keys))
+    if wrong: raise ValueError(f'{fname}: unknown or missing keys: {wrong:.100}. Save it again.')
     if data.pop('settings_sha256') != _sha256(data):
         raise ValueError(f'{fname}: changed after `save_pretrained` wrote it. Download or save it again.')
+    return data
 
-def _parse_weights(fname, data, digest):
-    if _sha256(data) != digest:
-        raise ValueError(f'{fname}: not the weights that belong to {_config_file}: truncated, changed, or of '
-                         'another model. Download or save both files again.')
-    try: return load(data)
-    except SafetensorError as e: raise ValueError(f'{fname}: not safetensors ({e}). Save it again.') from e
+def _file_sha256(fname):
+    "Return the SHA-256 digest of a file, which is read in parts"
+    digest = hashlib.sha256()
+    with fname.open('rb') as f:
+        while part := f.read(2**20): digest.update(part)
+    return digest.hexdigest()
 
-def _read_files(folder):
-    "Return the contents of `config.json` and the state dict, both checked against their digests"
-    config = _parse_config(folder/_config_file)
-    _check_config(folder/_config_file, config)
-    fname = folder/_weights_file
+def _read_weights(fname, digest):
+    "Map the weights into memory, after checking their digest"
     if not fname.is_file(): raise ValueError(f'{fname}: no such file. Download or copy it into the folder.')
-    return config, _parse_weights(fname, fname.read_bytes(), config['weights_sha256'])
+    if _file_sha256(fname) == digest: return map_weights(fname)
+    raise ValueError(f'{fname}: not the weights that belong to {_config_file}: truncated, changed, or of '
+                     'another model. Download or save both files again.')
 
 # %% ../../nbs/70_deploy.saving.ipynb #009c5d82
 @contextmanager
 def _config_errors(fname):
     "Raise errors in the settings as `ValueError` with the name of their file"
     try: yield
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
-        problem = str(e).rstrip('.')
-        raise ValueError(f'{fname}: these settings do not make a model: {problem}. Save it again.') from e
+    except Exception as e: # the type of the error depends on the settings
+        problem = str(e).rstrip('.') or type(e).__name__
+        raise ValueError(f'{fname}: not the settings of a model: {problem:.300}. Save it again.') from e
 
 def _check_own(fname, config, model):
     "Raise `ValueError` unless exactly one of `config` and `model` is None"
@@ -223,6 +201,14 @@ def _check_own(fname, config, model):
         raise ValueError(f'{fname}: saved with `own=True`. Create the model, and give it as `model`.')
     if config is not None and model is not None:
         raise ValueError(f'{fname}: the settings define the model. Call `load_pretrained` without `model`.')
+
+def _create_checked(config, state, fname, n_outputs):
+    "Create the model of `config`, after comparing its outputs, names and shapes without memory"
+    with _config_errors(fname):
+        skeleton = _create_skeleton(config)
+        _check_n_outputs(skeleton, n_outputs)
+    check_weights(skeleton, state, fname.with_name(_weights_file))
+    with _config_errors(fname): return create_model(config)
 
 # %% ../../nbs/70_deploy.saving.ipynb #7aeb2106
 def load_pretrained(folder:Path, # Folder that `save_pretrained` wrote, or a file in it
@@ -232,14 +218,16 @@ def load_pretrained(folder:Path, # Folder that `save_pretrained` wrote, or a fil
 
     Runs no code from the files. Raises `ValueError` with the name of a file that is missing or changed."""
     folder = _model_folder(folder)
-    config,state = _read_files(folder)
     fname = folder/_config_file
+    config = _read_config(fname)
     _check_own(fname, config['model'], model)
     with _config_errors(fname):
-        if model is None: model = from_config(config['model'])()
-        dls = _empty_dls(*(config[k] for k in _data_keys))
-        loss_func = _label_tfms[config['labels']['kind']].loss_func
+        check_card(config['card'])
+        dls,n_outputs = dls_from_data(**{k: config[k] for k in setting_names})
+    state = _read_weights(folder/_weights_file, config['weights_sha256'])
+    if model is None: model = _create_checked(config['model'], state, fname, n_outputs)
     model = fill_weights(model, state, folder/_weights_file).eval()
-    learn = Learner(dls, model, loss_func=loss_func, splitter=clip_splitter)
+    with _config_errors(fname): loss = loss_from_data(config['loss'], config['labels']['kind'], model)
+    learn = Learner(dls, model, loss_func=loss, splitter=clip_splitter)
     learn.card = config['card']
     return learn

@@ -18,7 +18,7 @@ _timm_name = re.compile(r'timm\.([a-z0-9_]+(\.[a-z0-9_]+)?)')
 def _find_timm(name):
     "Return the name of a network in timm; raise `ValueError` if it is unknown or timm is not installed"
     try: import timm
-    except ImportError: raise ValueError(f'{name!r} is a network of timm: `pip install vidseq[timm]`') from None
+    except ImportError: raise ValueError(f'{name!r} needs timm. Run `pip install vidseq[timm]`') from None
     name = _timm_name.fullmatch(name)[1]
     if timm.is_model(name): return name
     raise ValueError(f'timm has no network {name!r}. Update timm, or check `timm.list_models()`')
@@ -26,7 +26,8 @@ def _find_timm(name):
 def _import_name(full_name):
     module,_,name = full_name.rpartition('.')
     try: return getattr(import_module(module), name)
-    except (ImportError,AttributeError): raise ValueError(f'{full_name} is missing. Update its package') from None
+    except (ImportError,AttributeError):
+        raise ValueError(f'{full_name} is missing. Update its package') from None
 
 def named(table:dict, # Full name -> fields of its keyword arguments
           with_timm:bool=False, # Accept networks of timm too
@@ -100,8 +101,8 @@ models = (
              rotary_emb=flag, shift_tokens=flag))
 
 # %% ../../nbs/41_models.config.ipynb #b4dd881e
-_all_names = sorted({*image_networks, *video_networks, *vision_transformers, *rnns, *pools, *blocks, *samplers,
-                     *models})
+_all_names = sorted({*image_networks, *video_networks, *vision_transformers, *rnns, *pools, *blocks,
+                     *samplers, *models})
 
 def _full_name(o):
     "Return the full name under which a table lists `o`"
