@@ -555,6 +555,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vidseq/deploy/settings.py'),
                                         'vidseq.deploy.settings._empty_dls': ( 'deploy.settings.html#_empty_dls',
                                                                                'vidseq/deploy/settings.py'),
+                                        'vidseq.deploy.settings._file_pattern': ( 'deploy.settings.html#_file_pattern',
+                                                                                  'vidseq/deploy/settings.py'),
                                         'vidseq.deploy.settings._frame_pixels': ( 'deploy.settings.html#_frame_pixels',
                                                                                   'vidseq/deploy/settings.py'),
                                         'vidseq.deploy.settings._label_to_data': ( 'deploy.settings.html#_label_to_data',

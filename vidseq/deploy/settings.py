@@ -68,8 +68,14 @@ def _tfm_from_data(data):
 
 # %% ../../nbs/70_deploy.settings.ipynb #c6c340d1
 _img_classes = {o.__name__: o for o in (PILImage, PILImageBW)}
+
+def _file_pattern(o):
+    if '/' not in text(200)(o) and '\\' not in o: return o
+    raise ValueError(f'{o!r} is a path, not a pattern of file names')
+
 _clip_fields = dict(seq_len=whole(1, 1024), sampler=named(samplers), size=optional(_side),
-                    fps=optional(real(.001, 10000)), img_cls=one_of(*_img_classes))
+                    fps=optional(real(.001, 10000)), img_cls=one_of(*_img_classes),
+                    pattern=optional(_file_pattern))
 
 def _clips_to_data(tfm):
     "Return the settings of the `ImageTupleTfm` `tfm`"
