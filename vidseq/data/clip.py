@@ -6,7 +6,7 @@
 __all__ = ['ImageTuple', 'ImageTupleTfm']
 
 # %% ../../nbs/32_data.clip.ipynb #c02d8f42
-import base64, inspect, io, os, random
+import base64, inspect, io, os, random, warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from fastcore.xml import Figcaption, Figure, Img, to_xml
 from PIL import features
 
 from .frame import Frame, load_frame, to_8_bits
-from .samplers import spread_frames
-from ..video.decode import extract_frames, pil_image, read_arrays, VideoError
-from ..video.frame_folder import cached_by_mtime, frame_files, frame_names
-from ..video.info import video_info
+from .samplers import slot_frames, slot_rate, spread_frames
+from ..video.cache import is_first, run_folder
+from ..video.decode import EarlyEndError, extract_frames, pil_image, read_arrays, VideoError
+from ..video.frame_folder import frame_files, frame_names
+from ..video.info import limit_frames, video_info
 
 # %% ../../nbs/32_data.clip.ipynb #f288f83d
 def _as_frame(o):
@@ -176,15 +177,19 @@ def _do_call(self:RandomErasing, nm, x, *args, **kwargs):
     def call(o): return RandTransform._do_call(self, nm, o, *args, **kwargs)
     return with_same_rng(call, x) if isinstance(x, ImageTuple) else call(x)
 
-# %% ../../nbs/32_data.clip.ipynb #80a6f69e
-cached_video_info = cached_by_mtime(video_info)
-
 # %% ../../nbs/32_data.clip.ipynb #f2fc7f31
 @lru_cache(maxsize=100)
 def _accepted_kwargs(sampler):
     "Return the names of the keyword arguments that `sampler` accepts"
     preset = getattr(sampler, 'keywords', {}) # those of a `partial`
     return [k for k in inspect.signature(sampler).parameters if k not in preset]
+
+@lru_cache(maxsize=100)
+def _means_seconds(sampler):
+    "Return whether `sampler` chooses frames by time: it has `fps`, and `seconds` are given"
+    parameters = inspect.signature(sampler).parameters # with the arguments of a `partial` as defaults
+    seconds = parameters.get('seconds')
+    return 'fps' in parameters and (seconds is None or seconds.default is not None)
 
 class ImageTupleTfm(RandTransform):
     "Read `seq_len` frames, chosen by `sampler`, from a folder of frames or a video; return an `ImageTuple`"
@@ -204,6 +209,7 @@ class ImageTupleTfm(RandTransform):
                 ):
         super().__init__(p=1.)
         store_attr()
+        run_folder() # before worker processes start, which share it
         if n_views > 1 and 'n_views' not in _accepted_kwargs(sampler):
             raise ValueError(f'n_views={n_views}: {sampler} does not accept `view` and `n_views`. '
                              'Add these parameters to the sampler, or use n_views=1.')
@@ -213,9 +219,17 @@ class ImageTupleTfm(RandTransform):
     def encodes(self, path:Path|str):
         "Read only the sampled frames; raise `VideoError` if there are none or they are damaged"
         if os.path.isdir(path): return ImageTuple(self._from_folder(path))
-        info = cached_video_info(path)
+        try: return self._from_video(path)
+        except EarlyEndError as e:
+            limit_frames(path, e.n_frames, e.found)
+            return self._from_video(path)
+
+    def _from_video(self, path):
+        info = video_info(path)
+        message = f'{path}: {info.missing}. Its clips are taken from the {info.frames} frames that decode.'
+        if info.missing and is_first(message): warnings.warn(message, stacklevel=2)
         size = self.size and min(self.size, info.width, info.height)
-        arrays = read_arrays(path, self.frame_numbers(path, info.frames, info.fps), size)
+        arrays = read_arrays(path, self._numbers_in_time(path, info), size)
         if self.img_cls is PILImage: return ImageTuple(Frame.from_array(o[...,:3]) for o in arrays)
         mode = self.img_cls._open_args['mode']
         return ImageTuple(self.img_cls(pil_image(o).convert(mode)) for o in arrays)
@@ -227,6 +241,14 @@ class ImageTupleTfm(RandTransform):
             raise VideoError(folder, 'a folder without frames', fix)
         idxs = self.frame_numbers(folder, len(names), self.fps)
         return [load_frame(f'{folder}/{names[i]}', self.size, self.img_cls) for i in idxs]
+
+    def _numbers_in_time(self, path, info):
+        "Return the frame numbers that the sampler chooses, by timestamps where it means seconds"
+        if not info.times or not _means_seconds(self.sampler):
+            return self.frame_numbers(path, info.frames, info.fps)
+        rate = slot_rate(info.times)
+        slots = slot_frames(info.times, rate)
+        return [slots[i] for i in self.frame_numbers(path, len(slots), rate)]
 
     def frame_numbers(self, path, n_frames, fps):
         "Return the frame numbers that the sampler chooses; raise `ValueError` if they are invalid"

@@ -6,7 +6,9 @@
 __all__ = ['first_frames', 'spread_frames', 'window_frames']
 
 # %% ../../nbs/30_data.samplers.ipynb #af702fa0
-import random
+import math, random
+
+import numpy as np
 
 # %% ../../nbs/30_data.samplers.ipynb #ff3f8b11
 _subframe = 2**20 # subdivisions of a frame; sums of multiples of 2**-20 are exact in floating point
@@ -32,7 +34,7 @@ def _step_range(step, seconds, fps):
 def _draw_step(n_frames, seq_len, train, step, seconds, fps):
     "Return the distance between frames: random in the range in training, otherwise its midpoint"
     low,high = _step_range(step, seconds, fps)
-    if low <= 0 or high < low:
+    if not 0 < low <= high < math.inf:
         raise ValueError(f'step or seconds: {low} to {high} frames is an invalid range. '
                          'Use positive numbers, the smaller one first.')
     drawn = random.uniform(low, high) if train else (low+high)/2
@@ -105,3 +107,21 @@ def window_frames(n_frames:int, # Number of frames in the video
         position = view/(n_views-1) if n_views > 1 else 1/2
         start = max(room-1, 0)*position
     return _equally_spaced(start, step, n_frames, seq_len)
+
+# %% ../../nbs/30_data.samplers.ipynb #7c6eca48
+_max_slots = 10**6 # protects against absurd timestamps
+
+def slot_rate(times, # Sorted seconds of the frames, from 0
+             )->float: # Slots per second
+    "Return the frame rate of the densest tenth of a video"
+    gaps = np.diff(times)
+    gaps = gaps[gaps > 0]
+    if not len(gaps): return 1.
+    return min(1/float(np.percentile(gaps, 10)), _max_slots/times[-1])
+
+def slot_frames(times, # Sorted seconds of the frames, from 0
+                rate, # Slots per second
+               )->list: # Frame numbers
+    "Return the number of the frame that each slot shows"
+    slots = np.round(np.asarray(times)*rate) # the first slot of each frame
+    return (np.searchsorted(slots, np.arange(slots[-1]+1), 'right')-1).tolist()

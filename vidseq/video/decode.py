@@ -9,7 +9,6 @@ __all__ = ['video_extensions', 'VideoError', 'write_video', 'get_videos', 'open_
 # %% ../../nbs/10_video.decode.ipynb #79578288
 import os
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -58,8 +57,9 @@ def write_video(path:str|Path, # Output file; its suffix sets the container (.av
     return path
 
 # %% ../../nbs/10_video.decode.ipynb #449d9c2a
-video_extensions = set('''.avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .wmv .flv .3gp .ogv .ts .mts .h264
-                          .gif'''.split())
+video_extensions = set('''.avi .divx .mp4 .m4v .mov .qt .mj2 .3gp .3g2 .mkv .webm .flv .f4v .wmv .asf .rm
+    .rmvb .mpg .mpeg .mpe .m1v .m2v .vob .ts .mts .m2ts .mxf .ogv .ogm .dv .amv .nut .ivf .y4m .h264 .264 .avc
+    .h265 .265 .hevc .obu .gif'''.split())
 
 def _is_video(name): return not name.startswith('.') and os.path.splitext(name)[1].lower() in video_extensions
 
@@ -172,12 +172,18 @@ def pil_image(arr):
 
 # %% ../../nbs/10_video.decode.ipynb #6d6b88bf
 def iter_frames(path, frames):
-    "Yield the decoded `frames` of `path`; raise `VideoError` if decoding fails or a frame is too large"
+    """Yield the decoded `frames` of `path`
+
+    Raise `VideoError` if decoding fails, if a frame is too large, and if there are no frames."""
+    wh = None
     try:
         for frame in frames:
-            check_pixels(path, frame.width, frame.height)
+            if wh != (frame.width, frame.height):
+                wh = frame.width,frame.height
+                check_pixels(path, *wh)
             yield frame
     except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
+    if wh is None: raise VideoError(path, 'no frame could be decoded')
 
 # %% ../../nbs/10_video.decode.ipynb #857fc647
 def extract_frames(video_path:str|Path # Video file
@@ -187,22 +193,36 @@ def extract_frames(video_path:str|Path # Video file
     with open_video(video_path) as (container, stream):
         for frame in iter_frames(video_path, container.decode(stream)): yield pil_image(to_rgb(frame))
 
+# %% ../../nbs/10_video.decode.ipynb #ff126d42
+class EarlyEndError(VideoError):
+    "Report that only `n_frames` frames of the video `path` could be read, for the reason `found`"
+    def __init__(self, path, found='', n_frames=0):
+        super().__init__(path, found, 'Give smaller frame numbers. If the file is damaged, replace it.')
+        self.n_frames = n_frames
+        self.args = path,found,n_frames # for pickle
+
 # %% ../../nbs/10_video.decode.ipynb #0faf4480
+def _read_to_last(path, frames, last, to_rgb, requested):
+    "Return the `requested` frames, converted; raise `EarlyEndError` if `frames` ends before number `last`"
+    arrays,n,found = {},0,''
+    try:
+        for n,frame in enumerate(islice(frames, last+1), 1):
+            if n == 1 or n-1 in requested: arrays[n-1] = to_rgb(frame) # the first frame sets the size of all
+    except VideoError as e:
+        if n == 0 or not isinstance(e.__cause__, av.FFmpegError): raise # not caused by damage
+        found = e.found
+    if n > last: return arrays
+    raise EarlyEndError(path, found or f'frame {last} does not exist, only {n} decode', n)
+
 def read_arrays(path, idxs, size=None):
     "Return the frames `idxs` as upright uint8 arrays H,W,3, or with `size` H,W,4 (scaled twice as fast)"
     idxs = [int(i) for i in idxs]
     if not idxs or min(idxs) < 0:
         raise ValueError(f'{path}: invalid frame numbers {idxs}. Give at least one; they start at 0.')
-    requested,last = set(idxs),max(idxs)
     to_rgb = FrameConverter(path, size, 'rgba' if size else 'rgb24')
-    arrays,n = {},0
     with open_video(path) as (container, stream):
         frames = iter_frames(path, container.decode(stream))
-        for n,frame in enumerate(islice(frames, last+1), 1):
-            if n == 1 or n-1 in requested: arrays[n-1] = to_rgb(frame) # the first frame sets the size of all
-    if n <= last:
-        raise VideoError(path, f'frame {last} does not exist, only {n} decode',
-                         'Give smaller frame numbers. If the file is truncated, replace it.')
+        arrays = _read_to_last(path, frames, max(idxs), to_rgb, set(idxs))
     return [arrays[i] for i in idxs]
 
 # %% ../../nbs/10_video.decode.ipynb #11354566
@@ -216,19 +236,25 @@ def read_frames(path:str|Path, # Video file
     arrays = read_arrays(path, idxs, size)
     return np.stack([np.asarray(pil_image(o)) for o in arrays]) # PIL drops the fourth channel faster
 
-# %% ../../nbs/10_video.decode.ipynb #bba965d2
-def _to_rgb_array(to_rgb, frame): return np.ascontiguousarray(to_rgb(frame)[...,:3]) # H,W,4 -> H,W,3
+# %% ../../nbs/10_video.decode.ipynb #942ce496
+class StreamedFrame:
+    "Convert a decoded frame to an upright H,W,3 uint8 array when called; `time` is its second, or None"
+    def __init__(self, frame, to_rgb):
+        store_attr()
+        self.time = frame.time
+    def __call__(self): return np.ascontiguousarray(self.to_rgb(self.frame)[...,:3]) # H,W,4 -> H,W,3
 
-def _iter_converters(name, frames, size):
-    "Yield, for each of the decoded `frames`, a function that converts it"
+def _iter_streamed(name, frames, size):
+    "Yield a `StreamedFrame` for each of the decoded `frames`"
     to_rgb = FrameConverter(name, size, 'rgba' if size else 'rgb24')
-    for frame in iter_frames(name, frames): yield partial(_to_rgb_array, to_rgb, frame)
+    for frame in iter_frames(name, frames): yield StreamedFrame(frame, to_rgb)
 
+# %% ../../nbs/10_video.decode.ipynb #bba965d2
 def stream_frames(source, # Video file, or an open PyAV container: a camera or a network stream
                   size:int=None, # Scale the short side to `size` pixels
                  ): # Generator of functions that return an upright H,W,3 uint8 array
-    "Yield, for each frame of `source` in display order, a function that converts it; store no frames"
+    "Yield, for each frame of `source` in display order, a function with its `time`; store no frames"
     if isinstance(source, (str,Path)):
         with open_video(source) as (container, stream):
-            yield from _iter_converters(source, container.decode(stream), size)
-    else: yield from _iter_converters(source.name, source.decode(video=0), size)
+            yield from _iter_streamed(source, container.decode(stream), size)
+    else: yield from _iter_streamed(source.name, source.decode(video=0), size)

@@ -11,91 +11,133 @@ from pathlib import Path
 
 import av
 import numpy as np
-from fastcore.all import AttrDict, first, store_attr
+from fastcore.all import AttrDict, first, noop, store_attr
 
 from .decode import error_text, FrameConverter, iter_frames, open_video, VideoError
+from .cache import cached_by_file
+from .packets import PacketLog, frame_interval
 
-# %% ../../nbs/11_video.info.ipynb #84fbc6c5
-def _is_shown(packet, codec):
-    "Return whether `packet` becomes a displayed frame"
-    if not packet.size or packet.is_discard or packet.is_corrupt: return False
-    return codec != 'vp8' or bool(bytes(packet)[0] & 16) # the bit show_frame, RFC 6386 section 9.1
-
-def _frame_interval(pts):
-    "Return the median interval of the timestamps `pts` in ticks, and whether the intervals vary"
-    gaps = np.diff(np.sort(pts))
-    if not len(gaps): return 0, False
-    median = float(np.median(gaps))
-    return median, bool(np.ptp(gaps) > max(2, median/10)) # rounding to ticks changes intervals by up to 2
-
-def _read_packets(path):
-    "Return declared frames and codec, frame rate, time base, timestamps of displayed packets, first frame"
-    pts,frame = [],None
-    with open_video(path) as (container, stream):
-        codec = stream.codec_context.name
-        try:
-            for packet in container.demux(stream):
-                if _is_shown(packet, codec): pts.append(packet.pts)
-                if frame is None: frame = first(packet.decode())
-        except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
-        if frame is None: raise VideoError(path, 'no frame could be decoded')
-        if not pts: raise VideoError(path, 'all frames are damaged')
-        header = dict(declared=stream.frames, codec=codec)
-        return header, stream.average_rate or stream.guessed_rate, stream.time_base, pts, frame
-
-def video_info(path:str|Path # Video file
-              )->AttrDict: # frames, declared, fps, variable_rate, width, height, duration, codec, rotation
-    """Return the number, rate and size of the frames of a video
-
-    Raise `VideoError` if no frame can be decoded."""
-    header,rate,time_base,pts,frame = _read_packets(path)
-    n = scan_video(path).frames if frame.interlaced_frame else len(pts)
-    known = [o for o in pts if o is not None]
-    interval,variable = _frame_interval(known)
-    if variable: rate = n/float((max(known)-min(known)+interval)*time_base)
-    turns = FrameConverter.quarter_turns(frame)
-    w,h = (frame.height,frame.width) if turns%2 else (frame.width,frame.height)
-    return AttrDict(header, frames=n, fps=float(rate or 0), variable_rate=variable, width=w, height=h,
-                    duration=n/float(rate) if rate else None, rotation=90*turns)
-
-# %% ../../nbs/11_video.info.ipynb #30952672
-class _PacketCounter:
-    "Iterate over the packets of `stream`, count them, and record the end of each stream of the file"
+# %% ../../nbs/11_video.info.ipynb #1e2e0555
+class _FileLog(PacketLog):
+    "Iterate over the packets of `stream`, log them, and compare the end of the file with its header"
     def __init__(self, container, stream):
+        super().__init__(stream)
         store_attr()
-        self.stored,self.shown,self.ends = 0,0,{}
+        self.declared,self.ends = stream.frames,{} # end of each stream in seconds
 
     def __iter__(self):
-        for packet in self.container.demux():
-            i = packet.stream.index # `packet.stream_index` is 0 in the empty packet that ends a stream
-            pts = packet.pts
-            if pts is not None: self.ends[i] = max(self.ends.get(i,0), pts+(packet.duration or 0))
-            if i == self.stream.index:
-                self.stored += bool(packet.size)
-                self.shown += bool(packet.size and not packet.is_discard)
+        streams = (self.stream,) if self.declared else () # all streams for an empty tuple
+        for packet in self.container.demux(*streams):
+            if not self.declared and packet.pts is not None: self._record_end(packet)
+            if packet.stream.index == self.stream.index: # `stream_index` is 0 in the last packet
+                self.add(packet)
                 yield packet
 
-    def seconds(self):
-        "Return the end of each stream of the file in seconds, by its index"
-        return {i: float(end*self.container.streams[i].time_base) for i,end in self.ends.items()}
+    def _record_end(self, packet):
+        i,end = packet.stream.index,float((packet.pts+(packet.duration or 0))*packet.time_base)
+        self.ends[i] = max(self.ends.get(i, 0), end)
 
-    def is_complete(self, n):
-        "Return whether `n` decoded frames are all that the file contains, although its header declares more"
-        declared = self.stream.frames
-        end = self.seconds().get(self.stream.index, 0)*float(self.stream.average_rate or 0) # in frames
-        return n >= self.shown and (self.stored >= declared or end > declared-1.5)
+    def missing(self):
+        "Return what the header declares and the file does not store, '' if it is complete"
+        rate = self.stream.average_rate or 0
+        n_shown = 1+float(self.last_pts*self.stream.time_base*rate) # with empty chunks, which repeat a frame
+        if self.stored < self.declared and n_shown <= self.declared-1.5:
+            return f'the header declares {self.declared} frames, the file has {self.stored}'
+        seconds = (self.container.duration or 0)/av.time_base
+        end = max(self.ends.values(), default=math.inf)
+        if end < .9*seconds-.1: # the duration of the last packet may be unknown
+            return f'the header declares {seconds:.2f} seconds, the file has {end:.2f}'
+        return f'{self.damaged} of {self.stored} packets are damaged' if self.damaged else ''
 
-def _describe_missing(n, damaged, packets):
-    "Return a description of what is missing from a video of which `n` frames decode, '' if it is complete"
-    declared = packets.stream.frames
-    seconds = (packets.container.duration or 0)/av.time_base
-    end = max(packets.seconds().values(), default=math.inf)
-    if n < declared and not packets.is_complete(n):
-        return f'the header declares {declared} frames, {n} decode'
-    if not declared and end < .9*seconds-.1: # the duration of the last packet may be unknown
-        return f'the header declares {seconds:.2f} seconds, the file has {end:.2f}'
-    return f'{damaged} of {n} frames are damaged' if damaged else ''
+def _first_frame(log):
+    "Read packets until `log` cannot count the frames; return the first frame that decodes, or None"
+    frame = None
+    for packet in log:
+        if frame is None: frame = first(packet.decode())
+        elif not log.rule and log.damaged < log.stored: break
+    return frame
 
+def _read_stream(path):
+    "Return header, first frame, timestamps of the frames (None: to be decoded) and what is missing"
+    with open_video(path) as (container, stream):
+        log = _FileLog(container, stream)
+        try: frame = _first_frame(log)
+        except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
+        if frame is None: raise VideoError(path, 'no frame could be decoded')
+        if log.damaged == log.stored: raise VideoError(path, 'all frames are damaged')
+        header = dict(declared=stream.frames, codec=stream.codec_context.name, time_base=stream.time_base,
+                      rate=stream.average_rate or stream.guessed_rate)
+        return (header, frame, log.pts, log.missing()) if log.count(frame) else (header, frame, None, '')
+
+def _describe_missing(log, first_frame, n, n_corrupt):
+    "Return what is missing from a video of which `n` frames decode, and `n_corrupt` with errors"
+    expected = log.count(first_frame) or 0
+    if n < expected: return f'{expected} frames are stored, {n} decode'
+    return log.missing() or (f'{n_corrupt} of {n} frames are damaged' if n_corrupt else '')
+
+def _decode_all(path, each=noop):
+    "Call `each` with number and frame; return timestamps, declared frames and what is missing"
+    pts,first_frame,n_corrupt,error = [],None,0,''
+    with open_video(path) as (container, stream):
+        log = _FileLog(container, stream)
+        try:
+            for frame in iter_frames(path, (frame for packet in log for frame in packet.decode())):
+                first_frame = first_frame or frame
+                each(len(pts), frame)
+                pts.append(frame.pts)
+                n_corrupt += frame.is_corrupt
+        except VideoError as e:
+            if not pts or not isinstance(e.__cause__, av.FFmpegError): raise # not caused by damage
+            error = e.found
+        return pts, stream.frames, error or _describe_missing(log, first_frame, len(pts), n_corrupt)
+
+@cached_by_file(shared=True)
+def _decoded(path):
+    "Return the timestamps of the frames that decode, and what is missing"
+    pts,_,missing = _decode_all(path)
+    return dict(pts=pts, missing=missing)
+
+# %% ../../nbs/11_video.info.ipynb #fae0fd03
+def _variable_timing(pts, time_base):
+    "Return the mean frame rate and the second at which each frame is shown; empty if the rate is constant"
+    interval,variable = (0,False) if None in pts else frame_interval(pts)
+    if not variable: return {}
+    seconds = float((max(pts)-min(pts)+interval)*time_base)
+    times = (np.sort(pts)-min(pts))*float(time_base)
+    return dict(fps=len(pts)/seconds, variable_rate=True, times=times.tolist())
+
+# %% ../../nbs/11_video.info.ipynb #d27e984c
+@cached_by_file(shared=False)
+def _video_info(path):
+    "Return the fields of `video_info` as a dict"
+    header,frame,pts,missing = _read_stream(path)
+    rate,time_base = header.pop('rate'),header.pop('time_base')
+    timing = dict(fps=float(rate or 0), variable_rate=False, times=None)
+    if not pts:
+        pts,missing = _decoded(path).values()
+        timing |= _variable_timing(pts, time_base)
+    turns = FrameConverter.quarter_turns(frame)
+    w,h = (frame.height,frame.width) if turns%2 else (frame.width,frame.height)
+    duration = len(pts)/timing['fps'] if timing['fps'] else None
+    size = dict(width=w, height=h, rotation=90*turns)
+    return header | timing | size | dict(frames=len(pts), duration=duration, missing=missing)
+
+def limit_frames(path, n, missing):
+    "Let `video_info` return only the first `n` frames of `path`, with the reason `missing`, in all processes"
+    info = _video_info(path)
+    duration = n/info['fps'] if info['fps'] else None
+    times = info['times'] and info['times'][:n]
+    _video_info.store(path, info | dict(frames=n, times=times, duration=duration, missing=missing))
+
+# %% ../../nbs/11_video.info.ipynb #3ddcd45e
+def video_info(path:str|Path # Video file
+              )->AttrDict: # Fields as in the table above
+    """Return the number, times and size of the frames of a video
+
+    Raise `VideoError` if no frame can be decoded."""
+    return AttrDict(_video_info(path))
+
+# %% ../../nbs/11_video.info.ipynb #30952672
 def scan_video(path:str|Path, # Video file
                each=None, # Function to call with the number and array of each frame: upright H,W,3 uint8, BGR
                size:int=None, # Scale the short side to `size` pixels
@@ -103,18 +145,6 @@ def scan_video(path:str|Path, # Video file
     """Decode a whole video, count its frames and describe what is missing
 
     Raise `VideoError` if no frame can be decoded, or if a frame is too large."""
-    n,damaged,error = 0,0,''
     to_bgr = FrameConverter(path, size, 'bgr24') # FFmpeg scales to BGR faster than to RGB
-    with open_video(path) as (container, stream):
-        packets = _PacketCounter(container, stream)
-        decoded = (frame for packet in packets for frame in packet.decode())
-        try:
-            for n,frame in enumerate(iter_frames(path, decoded), 1):
-                damaged += frame.is_corrupt
-                if each: each(n-1, to_bgr(frame))
-        except VideoError as e:
-            if n == 0 or not isinstance(e.__cause__, av.FFmpegError): raise # not caused by damage
-            error = e.found
-        if n == 0: raise VideoError(path, 'no frame could be decoded')
-        missing = error or _describe_missing(n, damaged, packets)
-        return AttrDict(frames=n, declared=stream.frames, missing=missing)
+    pts,declared,missing = _decode_all(path, (lambda i,frame: each(i, to_bgr(frame))) if each else noop)
+    return AttrDict(frames=len(pts), declared=declared, missing=missing)
