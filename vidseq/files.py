@@ -42,20 +42,6 @@ def ls_sorted(self:Path):
     "Return the paths of the visible files in a folder, sorted by the numbers in their names"
     return list_sorted(self)
 
-# %% ../nbs/00_files.ipynb #e9ab1379
-def _is_loop(path, walked):
-    "Return whether `path` is a link to one of the folders in `walked`"
-    return os.path.islink(path) and os.path.realpath(path) in walked
-
-def walk_folders(path):
-    "Walk `path` like `os.walk`, but skip hidden folders and follow links, except to folders already visited"
-    walked = set()
-    for folder,subs,names in os.walk(path, followlinks=True):
-        walked.add(os.path.realpath(folder))
-        visible = [o for o in subs if not o.startswith('.')]
-        subs[:] = [o for o in visible if not _is_loop(os.path.join(folder, o), walked)]
-        yield folder, subs, names
-
 # %% ../nbs/00_files.ipynb #f0b992b6
 _not_printable = re.compile('[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 

@@ -19,7 +19,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from fastcore.all import L, first, store_attr
 from PIL import Image
 
-from ..files import atomic_file, walk_folders
+from ..files import atomic_file
+from .folders import unique_files, walk_folders
 
 # %% ../../nbs/10_video.decode.ipynb #bd360e25
 class VideoError(ValueError):
@@ -67,7 +68,7 @@ def get_videos(path:Path # Folder with videos at any depth
               )->L: # Sorted paths
     "Return all files under `path` with a suffix in `video_extensions`; skip hidden files and folders"
     videos = L(Path(folder)/o for folder,_,names in walk_folders(path) for o in filter(_is_video, names))
-    return videos.sorted(key=lambda o: o.parts)
+    return unique_files(videos.sorted(key=lambda o: o.parts))
 
 # %% ../../nbs/10_video.decode.ipynb #a8d1e71e
 def max_pixels():

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from fastcore.all import L, ifnone
 
-from ..files import natural_key, walk_folders
+from ..files import natural_key
 from .decode import VideoError
+from .folders import walk_folders
 
 # %% ../../nbs/12_video.frame_folder.ipynb #6592284e
 def _remove_dots(path):
