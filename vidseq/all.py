@@ -28,6 +28,8 @@ from vidseq.train.learner import *
 from vidseq.train.amp import *
 from vidseq.train.resume import *
 from vidseq.train.distributed import *
+from vidseq.evaluate.intervals import *
+from vidseq.evaluate.metrics import *
 from vidseq.evaluate.scores import *
 from vidseq.evaluate.interpret import *
 from vidseq.deploy.card import *

@@ -9,6 +9,7 @@ __all__ = []
 import inspect
 from collections import namedtuple
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from fastai.losses import BaseLoss, FocalLoss, LabelSmoothingCrossEntropy
 from fastai.vision.all import Categorize, EncodedMultiCategorize, L, MultiCategorize, RegressionSetup
 from fastai.vision.all import accuracy, accuracy_multi, mae, nn, noop, noops, replacing_yield
 
+from ..data.clip import clip_tfm
 from ..files import preview_list
 
 # %% ../../nbs/54_train.outputs.ipynb #929a911e
@@ -53,6 +55,30 @@ def find_labels(dls):
     "Return the `labels_of` loaders; None for loaders of your own that do not describe their labels"
     try: return labels_of(dls)
     except ValueError: return None
+
+# %% ../../nbs/54_train.outputs.ipynb #8d3448d2
+def _nearest_text(o, names):
+    "Return a sentence with the name that is most similar to `o`, or with the first names"
+    near = get_close_matches(str(o), list(map(str, names)), 1)
+    return f'Did you mean {near[0]}?' if near else f'Use one of {preview_list(names)}.'
+
+def class_index(o, # Name of a class, as it is or as text
+                names, # Names of all classes
+                arg:str, # Name of the argument, for the error message
+               )->int:
+    "Return the index of the class `o` in `names`; raise `ValueError` with the nearest name if it is missing"
+    if o in names: return names.index(o)
+    texts = list(map(str, names))
+    if str(o) in texts: return texts.index(str(o))
+    raise ValueError(f'{arg}: the model has no class {o}. {_nearest_text(o, names)}')
+
+def clip_reader(dl # `DataLoader` of clips
+               ): # `ImageTupleTfm`
+    "Return the transform that reads the clips of `dl`; raise `ValueError` if there is none"
+    tfm = clip_tfm(dl) if hasattr(getattr(dl, 'dataset', None), 'tls') else None
+    if tfm is not None: return tfm
+    raise ValueError('learn.dls: has no `ImageTupleTfm` to read clips. '
+                     'Create the loaders with `ClipBlock` or `VideoDataLoaders`.')
 
 # %% ../../nbs/54_train.outputs.ipynb #ce74ad82
 _losses = { # name of an activation -> losses whose input is the output before that activation
