@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from fastai.vision.all import Learner, chunked, ifnone, plt
 
-from ..data.clip import clip_tfm, ImageTuple
+from ..data.clip import ImageTuple
 from ..data.frame import Frame, load_frame
 from ..parallel import progress
 from ..train.learner import learner_method
+from ..train.outputs import clip_reader, labels_of, predict_outputs
 from ..video.decode import stream_frames, VideoError
 from ..video.frame_folder import frame_files
 from ..video.info import video_info
@@ -77,9 +78,9 @@ def _window_and_step(window, stride, rate, n_frames):
     return (size if n_frames is None else min(size, n_frames)),step
 
 def _predict_chunk(learn, clips):
-    "Return the probabilities of a list of clips in memory: clips,classes"
+    "Return the probabilities or numbers of a list of clips in memory: clips,outputs"
     dl = learn.dls.test_dl(clips, bs=len(clips), num_workers=0)
-    with learn.no_bar(), learn.no_logging(): return learn.get_preds(dl=dl)[0]
+    with learn.no_bar(), learn.no_logging(): return predict_outputs(learn, dl)[0]
 
 def _predict_windows(learn, windows, bs):
     "Yield the first frame and the list of probabilities of each window"
@@ -87,49 +88,55 @@ def _predict_windows(learn, windows, bs):
         starts,clips = zip(*chunk)
         yield from zip(starts, _predict_chunk(learn, list(map(ImageTuple, clips))).tolist())
 
-def _timeline_table(predictions, size, rate, classes):
+def _timeline_table(predictions, size, rate, labels):
     rows = [(start/rate, (start+size)/rate, *probs) for start,probs in predictions]
-    return pd.DataFrame(rows, columns=['start','end', *map(str, classes)])
+    timeline = pd.DataFrame(rows, columns=['start','end', *map(str, labels.names)])
+    timeline.attrs['kind'] = labels.kind # for `plot_timeline` and `timeline_segments`
+    return timeline
 
 # %% ../../nbs/72_deploy.timeline.ipynb #4c7e7098
 @learner_method
-def predict_timeline(learn:Learner, # Trained classifier
+def predict_timeline(learn:Learner, # Trained learner
                      source, # Video file, folder of frames, or open PyAV container (camera, stream)
                      window:float=2., # Length of a window in seconds
                      stride:float=1., # Seconds between the starts of two windows
                      fps:float=None, # Frame rate; default: of the video, or of the learner's frame folders
                      bs:int=16, # Windows per batch
                      seconds:float=None, # Stop after this time, e.g. for a camera
-                    )->pd.DataFrame: # `start` and `end` of each window in seconds, one column per class
-    """Predict the class probabilities of sliding windows along a video, in constant memory.
+                    )->pd.DataFrame: # `start` and `end` of each window in seconds, one column per class or number
+    """Predict class probabilities, or numbers, of sliding windows along a video, in constant memory.
 
     A video shorter than `window` is one window. Raises `VideoError` if `source` is missing or damaged, and
     `ValueError` if its frame rate is unknown."""
     if window <= 0 or stride <= 0:
         raise ValueError(f'window={window}, stride={stride}: both must be more than 0. Give seconds.')
-    tfm = clip_tfm(learn.dls.valid)
+    labels,tfm = labels_of(learn.dls),clip_reader(learn.dls.valid)
     frames,rate,n_frames = _open_source(source, tfm, fps)
     if not rate: raise ValueError(f'{source}: the frame rate is unknown. Set `fps`.')
     frames,n_frames = _limit_seconds(frames, n_frames, seconds, rate)
     size,step = _window_and_step(window, stride, rate, n_frames)
     frames = progress(frames, n_frames, 'frames')
     windows = sliding_windows(frames, tfm.frame_numbers(source, size, rate), step)
-    timeline = _timeline_table(_predict_windows(learn, windows, bs), size, rate, learn.dls.vocab)
+    timeline = _timeline_table(_predict_windows(learn, windows, bs), size, rate, labels)
     if timeline.empty:
         raise VideoError(source, f'ended before its first {window:g} seconds', 'Use a shorter `window`.')
     return timeline
 
 # %% ../../nbs/72_deploy.timeline.ipynb #2e45b8d7
+def _is_numbers(timeline): return timeline.attrs.get('kind') == 'numbers'
+
+@plt.rc_context({'text.parse_math': False}) # names of classes can contain dollars
 def plot_timeline(timeline:pd.DataFrame, # Result of `predict_timeline`
-                  k:int=6, # Number of classes: those with the highest maximum
+                  k:int=6, # Number of classes or numbers: those with the highest maximum
                   ax=None, # Matplotlib axes; default: a new figure
                  ): # The axes
-    "Plot the probabilities of the `k` most probable classes over time in seconds"
+    "Plot the probabilities of the `k` most probable classes, or the numbers, over time in seconds"
     if ax is None: _,ax = plt.subplots(figsize=(10,2.5))
-    middle = (timeline.start+timeline.end)/2
-    top = timeline[timeline.columns[2:]].max().sort_values(ascending=False).index[:k]
-    for c in top: ax.plot(middle, timeline[c], marker='.', label=c)
-    ax.set(ylim=(-.02,1.02), xlabel='seconds', ylabel='probability')
+    middle = timeline.iloc[:,:2].mean(axis=1)
+    order = (-timeline.iloc[:,2:].max().to_numpy()).argsort(kind='stable')[:k]
+    for i in order: ax.plot(middle, timeline.iloc[:,2+i], marker='.', label=timeline.columns[2+i])
+    if _is_numbers(timeline): ax.set(xlabel='seconds', ylabel='value')
+    else: ax.set(ylim=(-.02,1.02), xlabel='seconds', ylabel='probability')
     ax.legend(loc='center left', bbox_to_anchor=(1,.5))
     return ax
 
@@ -137,18 +144,29 @@ def plot_timeline(timeline:pd.DataFrame, # Result of `predict_timeline`
 def timeline_segments(timeline:pd.DataFrame, # Result of `predict_timeline`
                       threshold:float=0.5, # Minimum probability of a class
                      )->pd.DataFrame: # label, start and end in seconds, mean probability; sorted by start
-    "Return the times of consecutive windows in which a class has at least probability `threshold`"
+    """Return the times of consecutive windows in which a class has at least probability `threshold`
+
+    Raises `ValueError` if `timeline` holds numbers instead of probabilities."""
+    _check_probabilities(timeline)
     starts,ends = _window_bounds(timeline)
     rows = []
-    for c in timeline.columns[2:]:
-        p = timeline[c].to_numpy()
+    for i,c in enumerate(timeline.columns[2:]):
+        p = timeline.iloc[:,2+i].to_numpy()
         edges = np.flatnonzero(np.diff(np.concatenate([[0], p >= threshold, [0]]))) # first, last+1, first, …
         rows += [(c, starts[a], ends[b-1], p[a:b].mean()) for a,b in zip(edges[::2], edges[1::2])]
     rows.sort(key=lambda o: (o[1],o[0])) # by start, then label
     return pd.DataFrame(rows, columns=['label','start','end','probability'])
 
+def _check_probabilities(timeline):
+    "Raise `ValueError` if the columns of a timeline are not probabilities"
+    values = timeline.iloc[:,2:]
+    if not _is_numbers(timeline) and values.min(axis=None) >= 0 and values.max(axis=None) <= 1: return
+    raise ValueError('timeline: its columns are numbers, not probabilities of classes, so there are no '
+                     'segments. Use the table itself, or `plot_timeline`.')
+
 def _window_bounds(timeline):
     "Return the start and end of the time that each window counts for: halfway to the neighboring windows"
-    middle = ((timeline.start+timeline.end)/2).to_numpy()
+    start,end = (timeline.iloc[:,i].to_numpy() for i in (0,1)) # by position: a class can be named "start"
+    middle = (start+end)/2
     between = (middle[1:]+middle[:-1])/2
-    return np.concatenate([timeline.start[:1], between]),np.concatenate([between, timeline.end[-1:]])
+    return np.concatenate([start[:1], between]),np.concatenate([between, end[-1:]])

@@ -12,17 +12,39 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import ClassificationInterpretation, Learner, TensorImage, plt
+from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, TensorImage, plt
 from fastcore.xml import Br, Div, NotStr
 
 from ..data.clip import ImageTuple
-from .scores import class_table
+from .kinds import scores_of_kind
 from ..models.layers import stack_frames
 from ..train.learner import learner_method
+from ..train.outputs import class_index, clip_path, decode_outputs, decoding, labels_of, predict_outputs
 
 # %% ../../nbs/61_evaluate.interpret.ipynb #1f205d49
 class ClipInterpretation(ClassificationInterpretation):
-    "Extend fastai's `ClassificationInterpretation` with animated clips and a table of classes"
+    "Extend fastai's `ClassificationInterpretation` with animated clips, and with other labels and losses"
+    def __init__(self, learn, dl, losses, act=None):
+        Interpretation.__init__(self, learn, dl, losses, act)
+        self.kind,self.vocab = labels_of(learn.dls)
+
+    @classmethod
+    def from_learner(cls, learn, ds_idx=1, dl=None, act=None):
+        with decoding(learn): return super().from_learner(learn, ds_idx, dl, act)
+
+    def __getitem__(self, idxs):
+        with decoding(self.learn): return super().__getitem__(idxs)
+
+    def confusion_matrix(self):
+        "Return the counts C,C: actual classes in rows, predicted in columns"
+        if self.kind == 'class': return self._scores().confusion.numpy()
+        raise ValueError('learn: only labels of one class per video have a confusion matrix. '
+                         'Use `per_class()`.')
+
+    def _scores(self):
+        probs,targs = predict_outputs(self.learn, self.dl)
+        return scores_of_kind[self.kind](probs, targs, self.vocab, range(len(probs)))
+
     def top_players(self, k:int=6, # Number of clips
                     size:int=112, # Short side in pixels
                    ): # HTML element, which a notebook displays
@@ -31,48 +53,50 @@ class ClipInterpretation(ClassificationInterpretation):
         return Div(*[self._player(int(i), float(loss), size) for loss,i in zip(losses, idxs)])
 
     def _player(self, i, loss, size):
-        inps,_,targs,decoded,_ = self[[i]]
+        inps,probs,targs,*_ = self[[i]]
         clip = ImageTuple(o[0] for o in inps[0])
-        actual,predicted = self.vocab[targs[0]],self.vocab[decoded[0]]
+        labels = targs[:,None] if self.kind == 'numbers' and targs.ndim == 1 else targs
+        actual,predicted,_ = scores_of_kind[self.kind](probs, labels, self.vocab, [i]).describe(0)
         prediction = f'predicted {predicted}, loss {loss:.2f}'
         return Div(NotStr(clip._repr_html_(size=size)), actual, Br(), prediction,
                    style='display:inline-block;margin:4px;text-align:center')
 
-    def per_class(self)->pd.DataFrame: # Columns label, videos, accuracy, confused_with
-        "Return videos, accuracy and most frequent confusion of each class"
-        return class_table(self.confusion_matrix(), self.vocab)
+    def per_class(self)->pd.DataFrame: # See `Scores.per_class`
+        "Return the scores of each class: videos, accuracy and most frequent confusion"
+        return self._scores().per_class()
 
 # %% ../../nbs/61_evaluate.interpret.ipynb #e228213d
 def _to_batch(learn, clip):
     "Return a path or an `ImageTuple` as a batch 1,T,C,H,W, transformed; a tensor unchanged"
     if isinstance(clip, torch.Tensor): return clip.detach()
-    items = [Path(clip) if isinstance(clip, str) else clip]
+    items = [clip_path(clip) if isinstance(clip, (str,Path)) else clip]
     batch = learn.dls.test_dl(items, num_workers=0).one_batch()
     frames = batch[0] if isinstance(batch[0], (tuple,list)) else batch
     return stack_frames(frames).as_subclass(torch.Tensor)
 
-def _target_index(learn, target, logits):
-    "Return the index of the class `target`, or of the predicted class if it is None"
-    vocab = list(learn.dls.vocab)
-    if target is None: return int(logits.argmax())
-    if target in vocab: return vocab.index(target)
-    raise ValueError(f'target={target!r}: not one of the classes. Use {", ".join(map(str, vocab))}.')
+def _target_index(learn, target, outputs):
+    "Return the index of the output `target`, a name or index; default: the predicted class or first number"
+    kind,names = labels_of(learn.dls)
+    if target is None: return 0 if kind == 'numbers' else int(outputs.argmax())
+    is_index = isinstance(target, int) and target not in names and 0 <= target < len(names)
+    return target if is_index else class_index(target, names, 'target')
 
 @learner_method
 @torch.no_grad()
 def frame_importance(learn:Learner, # Trained learner
                      clip, # Path of a video or a folder of frames, or `ImageTuple`
-                     target=None, # Class; default: the predicted class
-                    )->np.ndarray: # Importance of each frame, T: a difference of probabilities
+                     target=None, # Class or number, by name or index; default: the predicted class
+                    )->np.ndarray: # Importance of each frame, T: a difference of probabilities or numbers
     """Return the decrease of the probability of `target` when a frame is replaced by the mean of the others.
 
-    Raises `ValueError` if `target` is not a class of the learner."""
+    For labels that are numbers, it is the decrease of the number. Raises `ValueError` if the learner has no
+    such output."""
     x,model = _to_batch(learn, clip),learn.model.eval()
     n = x.shape[1]
     others = (x.sum(1, keepdim=True)-x)/max(n-1, 1) # 1,T,C,H,W: the mean of the other frames
     occluded = x.repeat(n,1,1,1,1) # T,T,C,H,W
     occluded[range(n),range(n)] = others[0]
-    probs = model(torch.cat([x, occluded])).softmax(dim=1).cpu()
+    probs = decode_outputs(learn, model(torch.cat([x, occluded]))).cpu()
     target = _target_index(learn, target, probs[0])
     return (probs[0,target]-probs[1:,target]).numpy()
 
@@ -88,7 +112,7 @@ def _last_feature_maps(model, x):
     maps = []
     def collect(m, args, out):
         if _is_feature_map(out, x.shape[1]): maps.append(out)
-    layers = [m for m in model.encoder.modules() if not getattr(m, 'inplace', False)]
+    layers = [m for m in getattr(model, 'encoder', model).modules() if not getattr(m, 'inplace', False)]
     hooks = [m.register_forward_hook(collect) for m in layers]
     try: return model(x),maps[-1] if maps else None
     finally:
@@ -107,14 +131,15 @@ def _input_gradients(score, x):
 @learner_method
 def class_activation(learn:Learner, # Trained learner
                      clip, # Path of a video or a folder of frames, or `ImageTuple`
-                     target=None, # Class; default: the predicted class
+                     target=None, # Class or number, by name or index; default: the predicted class
                     )->torch.Tensor: # Heat map T,H,W from 0 to 1
     """Return a heat map of the regions that increase the score of `target`, by Grad-CAM or input gradients.
 
-    Raises `ValueError` if `target` is not a class of the learner."""
+    Raises `ValueError` if the learner has no such output."""
     x,model = _to_batch(learn, clip).requires_grad_(),learn.model.eval()
-    logits,maps = _last_feature_maps(model, x)
-    score = logits[0,_target_index(learn, target, logits[0])]
+    outputs,maps = _last_feature_maps(model, x)
+    decode_outputs(learn, outputs) # checks them
+    score = outputs.reshape(-1)[_target_index(learn, target, outputs[0])]
     heat = _input_gradients(score, x) if maps is None else _grad_cam(score, maps)
     heat = F.interpolate(heat[None], (x.shape[1], *x.shape[-2:]), mode='trilinear') # 1,1,t,h,w -> 1,1,T,H,W
     heat = heat[0,0].detach().cpu()
@@ -142,7 +167,7 @@ def _plot_importance(ax, value, ylim):
 @learner_method
 def explain(learn:Learner, # Trained learner
             clip, # Path of a video or a folder of frames, or `ImageTuple`
-            target=None, # Class; default: the predicted class
+            target=None, # Class or number, by name or index; default: the predicted class
             n:int=8, # Number of frames to draw
            ): # The figure
     "Plot frames of a clip with their heat maps (`class_activation`) and importance (`frame_importance`)"
@@ -163,7 +188,7 @@ def explain(learn:Learner, # Trained learner
 def explain_gif(learn:Learner, # Trained learner
                 clip, # Path of a video or a folder of frames, or `ImageTuple`
                 fname, # File to write
-                target=None, # Class; default: the predicted class
+                target=None, # Class or number, by name or index; default: the predicted class
                 fps:int=8, # Frames per second
                 size:int=160, # Short side in pixels
                ): # `fname`

@@ -83,9 +83,8 @@ class LabelScores(Scores):
 
     def describe(self, i):
         "Return the classes of video `i`, and the predicted ones, as text"
-        names = [', '.join(str(n) for n,o in zip(self.vocab, row) if o) or 'none'
-                 for row in (self.actual[i], self.predicted[i])]
-        return tuple(names)
+        def names(row): return ', '.join(str(n) for n,o in zip(self.vocab, row) if o) or 'none'
+        return names(self.actual[i]), names(self.predicted[i]), ''
 
     def per_class(self)->pd.DataFrame: # Columns label, videos, average_precision, precision, recall
         "Return videos and average precision, precision and recall of each class that a video has"
@@ -163,7 +162,8 @@ class NumberScores(Scores):
 
     def describe(self, i):
         "Return the numbers of video `i`, and the predicted ones, as text"
-        return tuple(', '.join(f'{v:.4g}' for v in o[i].tolist()) for o in (self.targs, self.probs))
+        def text(values): return ', '.join(f'{v:.4g}' for v in values[i].tolist())
+        return text(self.targs), text(self.probs), ''
 
     def per_class(self)->pd.DataFrame: # Columns label, videos, mae, rmse, r2
         "Return the scores of each number; R² is None where all labels are equal"

@@ -130,9 +130,10 @@ class ClassScores(Scores):
         return group_interval(self.right, units, level)
 
     def describe(self, i):
-        "Return the label of video `i` and the prediction with its probability, as text"
+        "Return the label of video `i`, the prediction and its probability, as text"
         best = int(self.probs[i].argmax())
-        return str(self.vocab[int(self.targs[i])]), f'{self.vocab[best]} {float(self.probs[i,best]):.0%}'
+        label,prediction = (str(self.vocab[o]) for o in (int(self.targs[i]), best))
+        return label, prediction, f'{float(self.probs[i,best]):.0%}'
 
     @property
     def confusion(self):

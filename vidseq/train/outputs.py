@@ -11,6 +11,7 @@ from collections import namedtuple
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 
 import torch
 from fastai.losses import BaseLoss, FocalLoss, LabelSmoothingCrossEntropy
@@ -19,6 +20,7 @@ from fastai.vision.all import accuracy, accuracy_multi, mae, nn, noop, noops, re
 
 from ..data.clip import clip_tfm
 from ..files import preview_list
+from ..video.decode import VideoError
 
 # %% ../../nbs/54_train.outputs.ipynb #929a911e
 Labels = namedtuple('Labels', 'kind names')
@@ -71,6 +73,12 @@ def class_index(o, # Name of a class, as it is or as text
     texts = list(map(str, names))
     if str(o) in texts: return texts.index(str(o))
     raise ValueError(f'{arg}: the model has no class {o}. {_nearest_text(o, names)}')
+
+def clip_path(path # Video file or folder of frames
+             )->Path:
+    "Return `path` as a `Path`; raise `VideoError` if it does not exist"
+    if Path(path).exists(): return Path(path)
+    raise VideoError(path, 'no such file', 'Check the path.')
 
 def clip_reader(dl # `DataLoader` of clips
                ): # `ImageTupleTfm`
@@ -134,7 +142,7 @@ def loss_activation(loss, kind, model=None):
     return activations[activation_name(loss, kind, model)]
 
 # %% ../../nbs/54_train.outputs.ipynb #d16af246
-def _check_outputs(preds, labels):
+def check_outputs(preds, labels):
     "Raise `ValueError` unless `preds` are finite numbers N,C, with an output for each of the labels"
     if not isinstance(preds, torch.Tensor):
         raise ValueError(f'learn.model: returns a {type(preds).__name__}. Return one tensor: clips,outputs.')
@@ -152,6 +160,18 @@ def _as_numbers(preds, labels):
     "Return predictions or labels N of one number as N,1"
     is_flat = labels.kind == 'numbers' and isinstance(preds, torch.Tensor) and preds.ndim == 1
     return preds[:,None] if is_flat else preds
+
+def decode_outputs(learn, # Learner
+                   outputs, # Outputs of its model for N clips
+                  )->torch.Tensor: # Probabilities or numbers N,C
+    "Turn outputs into probabilities or numbers; raise `ValueError` if they do not fit the labels"
+    labels = labels_of(learn.dls)
+    if isinstance(outputs, torch.Tensor): outputs = _as_numbers(outputs, labels).float()
+    check_outputs(outputs, labels)
+    activation = loss_activation(learn.loss_func, labels.kind, getattr(learn, 'model', None))
+    preds = activation(outputs).as_subclass(torch.Tensor)
+    check_outputs(preds, labels)
+    return preds
 
 _replaced = contextmanager(replacing_yield)
 
@@ -173,11 +193,7 @@ def predict_outputs(learn, # Learner
     "Predict the clips of `dl`; raise `ValueError` if the outputs do not fit the labels or are not finite"
     labels = labels_of(learn.dls)
     with _only_predicting(learn): outputs,targs = learn.get_preds(dl=dl, act=noop, cbs=cbs)
-    if isinstance(outputs, torch.Tensor): outputs = _as_numbers(outputs, labels).float()
-    _check_outputs(outputs, labels)
-    preds = loss_activation(learn.loss_func, labels.kind, learn.model)(outputs).as_subclass(torch.Tensor)
-    _check_outputs(preds, labels)
-    return preds, _as_numbers(targs, labels)
+    return decode_outputs(learn, outputs), _as_numbers(targs, labels)
 
 # %% ../../nbs/54_train.outputs.ipynb #312539a4
 def _decode(preds, kind):
@@ -226,6 +242,11 @@ def decoded_loss(loss, # Loss function; None: that of the labels
     labels = find_labels(dls)
     if loss is None or labels is None or _has_decoding(loss, labels.kind): return loss
     return DecodedLoss(loss, labels.kind, model)
+
+@contextmanager
+def decoding(learn):
+    "Give the loss of `learn` temporarily the decoding that fastai's `Interpretation` needs"
+    with _replaced(learn, 'loss_func', decoded_loss(learn.loss_func, learn.dls, learn.model)): yield
 
 def default_metrics(loss, # Loss function; None: that of the labels
                     dls, # `DataLoaders` of clips
