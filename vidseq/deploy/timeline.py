@@ -103,7 +103,7 @@ def predict_timeline(learn:Learner, # Trained learner
                      fps:float=None, # Frame rate; default: of the video, or of the learner's frame folders
                      bs:int=16, # Windows per batch
                      seconds:float=None, # Stop after this time, e.g. for a camera
-                    )->pd.DataFrame: # `start` and `end` of each window in seconds, one column per class or number
+                    )->pd.DataFrame: # start and end of windows in seconds, a column per class or number
     """Predict class probabilities, or numbers, of sliding windows along a video, in constant memory.
 
     A video shorter than `window` is one window. Raises `VideoError` if `source` is missing or damaged, and
