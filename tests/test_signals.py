@@ -45,12 +45,17 @@ methods = [default, *(pytest.param(o, marks=pytest.mark.slow) for o in others)]
 everything = {f'{i}/{o}' for i in range(12) for o in 'ab'}
 
 
+def accept_ctrl_c():
+    "Receive SIGINT, which a shell ignores in processes that it starts in the background"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 def start(folder, method, handler='none'):
     "Start the script in its own process group"
     (folder/'run.py').write_text(script)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     command = [sys.executable, 'run.py', method, handler]
-    return subprocess.Popen(command, cwd=folder, env=child_env(), start_new_session=True, **pipes)
+    return subprocess.Popen(command, cwd=folder, env=child_env(), start_new_session=True,
+                            preexec_fn=accept_ctrl_c, **pipes)
 
 def wait_for(*paths):
     "Wait until the files exist"

@@ -1,6 +1,6 @@
-"""Send signals to commands and to a notebook kernel while they work: they end soon, and the next run completes.
+"""Send signals to commands and to a notebook kernel while they work: they end soon, the next run completes.
 
-The output of `pytest -s` has the measured times. Each run is interrupted when it reports its first progress.
+The output of `pytest -s` has the measured times. Each run is interrupted at its first sign of progress.
 """
 import os
 import signal
@@ -42,11 +42,16 @@ def frames(data, tmp_path_factory):
     assert main(['extract', str(data), '--out', str(out)]) == 0
     return tree(out)
 
+def accept_ctrl_c():
+    "Receive SIGINT, which a shell ignores in processes that it starts in the background"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 def begin(*args):
     "Start the command in its own process group"
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     command = [sys.executable, '-m', 'vidseq.cli', *map(str, args)]
-    return subprocess.Popen(command, env=child_env(), start_new_session=True, **pipes)
+    return subprocess.Popen(command, env=child_env(), start_new_session=True,
+                            preexec_fn=accept_ctrl_c, **pipes)
 
 def wait_for_line(p, word):
     "Read the messages of `p` until one begins with `word`"

@@ -129,7 +129,7 @@ def atomic_folder(dest:Path, # Folder to create
                   replace:bool=False, # Replace an existing folder
                  ):
     "Yield a hidden folder to fill, and rename it to `dest` on success; remove it on error"
-    dest = Path(dest)
+    dest = Path(os.path.realpath(dest)) # a link stays a link
     dest.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(dest.parent)
     part,handle = _make_locked_part(dest.parent)
@@ -158,8 +158,9 @@ def _copy_into(part, path, number):
 
 def _make_parent(path):
     try: path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as e:
-        raise NotADirectoryError(errno.ENOTDIR, 'a file, not a folder', e.filename) from None
+    except (FileExistsError,NotADirectoryError):
+        obstacle = next((o for o in path.parents if o.is_file()), path.parent)
+        raise NotADirectoryError(errno.ENOTDIR, 'a file, not a folder', str(obstacle)) from None
 
 def check_output(path:Path # File to write, or a name of an open file
                 )->Path: # The file without links

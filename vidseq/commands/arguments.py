@@ -58,6 +58,8 @@ workers = arg('--workers', type=number(low=0, high=1024), help='processes (defau
 def groups(help):
     return arg('--groups', nargs='?', const='^[^_]+', type=regex, metavar='REGEX', help=help)
 
+pattern = arg('--pattern', metavar='GLOB', help='pattern of the names of frames in folders, such as '
+              '"img_*.jpg", where a folder contains several kinds of images')
 same_groups = groups('regular expression for the group of a clip, as for `train`')
 
 # %% ../../nbs/91_commands.arguments.ipynb #abfce129

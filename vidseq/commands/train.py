@@ -8,8 +8,8 @@ __all__ = []
 # %% ../../nbs/92_commands.train.ipynb #74961b47
 from pathlib import Path
 
-from .arguments import (arg, command, default, folder, groups, number, path, real, same_groups,
-                                       write_csv)
+from .arguments import (arg, command, default, folder, groups, number, path, pattern, real,
+                                       same_groups, write_csv)
 from ..files import check_output, safe_path
 
 # %% ../../nbs/92_commands.train.ipynb #4ddbd8c2
@@ -44,6 +44,7 @@ _train_args = (
     arg('--size', type=number(low=1, high=8192), default=64,
         help=f'short side of the frames in pixels {default}'),
     arg('--frames', type=number(low=1, high=10_000), default=8, help=f'frames in a clip {default}'),
+    pattern,
     arg('--step', type=number(low=1, high=10_000), default=3, help=f'take every STEP-th frame {default}'),
     arg('--bs', type=number(low=1, high=100_000), default=16, help=f'batch size {default}'),
     arg('--seed', type=number(low=0, high=2**32-1), default=0,
@@ -64,7 +65,7 @@ def _train(args, out):
     with epoch_lines():
         learners = train_folder(args.folder, results, args.groups, args.seconds, args.size, args.frames,
                                 args.step, args.bs, args.seed, workers=args.workers, augment=args.augment,
-                                flip=args.flip)
+                                flip=args.flip, pattern=args.pattern)
     _show_scores(out, learners, results)
 
 # %% ../../nbs/92_commands.train.ipynb #36749d4b

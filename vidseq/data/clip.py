@@ -19,6 +19,7 @@ from PIL import features
 
 from .frame import Frame, load_frame, to_8_bits
 from .samplers import slot_frames, slot_rate, spread_frames
+from ..files import atomic_file
 from ..video.cache import is_first, run_folder
 from ..video.decode import EarlyEndError, extract_frames, pil_image, read_arrays, VideoError
 from ..video.frame_folder import frame_files, frame_names
@@ -122,7 +123,9 @@ class ImageTuple(fastuple):
                size=None, # Scale the short side to this many pixels
               ): # `fname`
         "Save the clip as an animated GIF"
-        _save_animation(self, fname, 'gif', fps, size)
+        if hasattr(fname, 'write'): _save_animation(self, fname, 'gif', fps, size)
+        else:
+            with atomic_file(fname) as part: _save_animation(self, part, 'gif', fps, size)
         return fname
 
     def _repr_html_(self, fps=8, size=112, max_frames=32):

@@ -9,6 +9,17 @@ __all__ = ['show_batch', 'show_results', 'plot_top_losses']
 from fastai.vision.all import Interpretation, L, dispatch, get_grid, get_show_batch_func, patch
 
 from .clip import ImageTuple
+from ..files import printable
+
+# %% ../../nbs/35_data.show.ipynb #158036a6
+def plot_text(text):
+    "Return `text` for a figure of Matplotlib, which would read text between `$` as a formula"
+    return printable(text).replace('$', r'\$')
+
+def _plot_label(y):
+    "Return the label `y` with names prepared by `plot_text`, in the type of the label"
+    if isinstance(y, str): return type(y)(plot_text(y))
+    return type(y)(map(_plot_label, y)) if isinstance(y, L) else y
 
 # %% ../../nbs/35_data.show.ipynb #6f97b02c
 def _clip_grid(n, n_frames, nrows=None, ncols=None, figsize=None):
@@ -22,14 +33,16 @@ def show_batch(x:ImageTuple, y, samples, ctxs=None, max_n=9, n_frames=3,
                nrows=None, ncols=None, figsize=None, **kwargs):
     "Show up to `max_n` clips of a batch with their labels, `n_frames` frames of each"
     if ctxs is None: ctxs = _clip_grid(min(len(samples), max_n), n_frames, nrows, ncols, figsize)
+    samples = L((clip, *map(_plot_label, labels)) for clip,*labels in samples)
     return get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, n=n_frames, **kwargs)
 
 # %% ../../nbs/35_data.show.ipynb #03cec107
 def _set_title(ctx, truth, pred, extra=''):
     "Set the title of a strip to label and prediction: green or red for classes, black for numbers"
+    correct,is_class = str(truth) == str(pred),isinstance(truth, (str,L))
+    truth,pred = _plot_label(truth),_plot_label(pred)
     predicted = f'\npredicted {pred}'
-    if not isinstance(truth, (str,L)): return ctx.set_title(f'{truth}{predicted}{extra}', fontsize=10)
-    correct = str(truth) == str(pred)
+    if not is_class: return ctx.set_title(f'{truth}{predicted}{extra}', fontsize=10)
     title = f'{truth}{extra}' if correct else f'{truth}{predicted}{extra}'
     ctx.set_title(title, color='green' if correct else 'red', fontsize=10)
 

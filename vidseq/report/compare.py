@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 from fastai.vision.all import Learner, num_distrib, plt
 
+from ..data.show import plot_text
 from ..evaluate.scores import evaluate
 from ..models.conv3d import Conv3dModel
 from ..models.encoders import small_cnn
@@ -105,7 +106,7 @@ def plot_curves(learners:dict # From `compare_models`
         values = np.array(learn.report['curve']) # epochs, (train_loss, valid_loss, accuracy)
         seconds = np.arange(1, len(values)+1)/len(values)*learn.report['seconds']
         for ax,col,title in zip(axs, (1,2), ('validation loss','validation accuracy')):
-            ax.plot(seconds, values[:,col], marker='.', label=name)
+            ax.plot(seconds, values[:,col], marker='.', label=plot_text(name))
             ax.set(title=title, xlabel='seconds of training')
     axs[1].set_ylim(0, 1.02)
     axs[1].axhline(1/len(learn.dls.vocab), color='gray', ls=':', label='chance')

@@ -6,7 +6,8 @@
 __all__ = ['write_report']
 
 # %% ../../nbs/81_report.page.ipynb #41993980
-import base64, io, json, platform
+import base64, io, json, platform, tempfile
+from functools import partial
 from pathlib import Path
 
 import fastai
@@ -115,7 +116,7 @@ def _sections(learners, best, about, source, n_clips):
 
 # %% ../../nbs/81_report.page.ipynb #21d441ec
 def _write_text(path, text):
-    with atomic_file(path) as part: part.write_text(text, encoding='utf-8')
+    with atomic_file(path) as part: part.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 def _scores_json(learners, best, title, about):
     "Return scores and settings as JSON"
@@ -127,6 +128,14 @@ def _scores_json(learners, best, title, about):
     versions = dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__)
     res = dict(title=title, about=about, best=best, **data, models=models, versions=versions)
     return json.dumps(res, indent=1)
+
+def _save_somewhere(save, folder):
+    "Call `save(folder)`; if that fails, save to a temporary folder and name it in the error"
+    try: save(folder)
+    except OSError as e:
+        rescued = Path(tempfile.mkdtemp(prefix='vidseq-model-'))
+        save(rescued)
+        raise OSError(e.errno, f'{e.strerror}. The model was saved to {rescued} instead', str(folder)) from e
 
 def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best model, in `model`
                  learners:dict, # From `compare_models`
@@ -141,7 +150,8 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
     best = best_model(learners)
     learn = learners[best]
     own = not isinstance(getattr(learn.model, 'config', None), dict)
-    save_pretrained(learn, out/'model', card=dict(name=best, about=about), group=group, own=own)
+    _save_somewhere(partial(save_pretrained, learn, card=dict(name=best, about=about), group=group, own=own),
+                    out/'model')
     _write_text(out/'scores.json', _scores_json(learners, best, title, about))
     _write_text(out/'index.html', _page(title, *_sections(learners, best, about, source, n_clips)))
     return best
