@@ -2,10 +2,16 @@
 from functools import cache, partial
 
 import torch
-from fastai.vision.all import CrossEntropyLossFlat, DataLoader, DataLoaders, set_seed
+from fastai.vision.all import CrossEntropyLossFlat, DataLoader, DataLoaders, nn, resnet18, set_seed
 from hostile import gives, refuses
+from torchvision.models.video import r3d_18
 
-from vidseq.models.conv3d import Conv3dModel
+from vidseq.data.clip import ImageTupleTfm
+from vidseq.data.samplers import spread_frames, window_frames
+from vidseq.models.conv3d import Conv3dModel, VideoModel
+from vidseq.models.encoders import small_cnn
+from vidseq.models.frame_models import ConvLSTMModel, RNNModel, SimpleModel
+from vidseq.models.timesformer import TimeSformer
 from vidseq.train.learner import video_learner
 from vidseq.train.resume import ResumeTraining
 
@@ -118,3 +124,71 @@ for name in ('kept', 'kept.', '.kept', 'kept.tar.gz', 'ein Name mit Ü', 'new/fo
     gives(f'training file: named {name}', lambda p, name=name: train(p/name) == train(p/name), True)
 gives('training file: complete', lambda p: resume(p) == train(p/'other'), True)
 gives('training file: deleted by `done`', lambda p: [train(p/'kept', done=True), list(p.iterdir())][1], [])
+
+# Arguments of learners and models
+
+
+def learner(model=Conv3dModel, *args, n_classes=2, **kwargs):
+    dls = make_dls()
+    dls.c = n_classes
+    return video_learner(dls, model, *args, **(dict(loss_func=None) | kwargs))
+
+
+def refuses_learner(name, *words, **kwargs):
+    refuses(f'video_learner: {name}', lambda p: learner(**kwargs), *words)
+
+
+with_loss = dict(loss_func=CrossEntropyLossFlat())
+refuses_learner('an image encoder', 'resnet18 is an encoder', 'SimpleModel, arch=resnet18', model=resnet18)
+refuses_learner('a video network', 'VideoModel, arch=r3d_18', model=r3d_18)
+refuses_learner('a timm network', 'arch=resnet18', model=partial(resnet18, weights=None))
+refuses_learner('small_cnn', 'SimpleModel, arch=small_cnn', model=small_cnn)
+refuses_learner('a name', "arch='resnet18'", model='resnet18')
+refuses_learner('a ready image network', 'has no `encoder`', 'SimpleModel', model=resnet18(num_classes=2))
+for model in (18, None, [], {}): refuses_learner(f'model {model!r}', 'model:', 'Give the class', model=model)
+refuses_learner('101 outputs', '101 outputs', 'n_out=2', model=Conv3dModel())
+refuses_learner('outputs of a model without n_out', '101 outputs', model=lambda: Conv3dModel(width=2))
+refuses_learner('one output of a frame model', '1 outputs', model=RNNModel(small_cnn, 1, pretrained=False))
+refuses_learner('fewer outputs', '2 outputs', 'n_out=6', model=Conv3dModel(2), n_classes=6)
+for n in (0, 1, 3, -1): refuses_learner(f'n_out={n}', 'n_out:', 'Use n_out=2', n_out=n)
+refuses_learner('arch of a ready model', 'arch: the model is ready', model=Conv3dModel(2), arch=resnet18)
+refuses_learner('arch of a model without', 'Conv3dModel does not accept `arch`', arch=resnet18)
+refuses('video_learner: a path', lambda p: video_learner(p, Conv3dModel), 'dls:', 'VideoDataLoaders')
+refuses('video_learner: None', lambda p: video_learner(None, Conv3dModel), 'dls:', 'VideoDataLoaders')
+meant = dict(metric='metrics', callbacks='cbs', loss='loss_func', learning_rate='lr', encoder='arch',
+             num_classes='n_out', pretraned='pretrained', spliter='splitter', optim_func='opt_func')
+for wrong,right in meant.items():
+    refuses_learner(f'{wrong}=', f'`{wrong}` (did you mean `{right}`?)', **{wrong: 3})
+refuses_learner('an option of the model', '`hidden_size`', 'partial(RNNModel, hidden_size=…)', model=RNNModel,
+                arch=small_cnn, pretrained=False, hidden_size=8)
+gives('video_learner: 101 outputs for a loss of your own',
+      lambda p: learner(Conv3dModel(), **with_loss).model.head[-1].out_features, 101)
+
+frame_models = dict(SimpleModel=SimpleModel, RNNModel=RNNModel, ConvLSTMModel=ConvLSTMModel)
+for name,model in frame_models.items():
+    def refuses_arch(what, arch, *words, model=model, name=name, **kwargs):
+        kwargs = dict(pretrained=False) | kwargs
+        refuses(f'{name}: {what}', lambda p: model(arch, 2, **kwargs), *words)
+    refuses_arch('a video network', r3d_18, 'r3d_18 is a video network', 'VideoModel')
+    refuses_arch('a ready video network', r3d_18(), 'VideoResNet is a video network')
+    refuses_arch('a model for clips', SimpleModel, 'SimpleModel is a model for clips')
+    refuses_arch('a number', 18, '18 is not a network')
+    refuses_arch('None', None, 'is not a network')
+    refuses_arch('a layer for vectors', nn.Linear(2,2), 'Linear fails for an image of 3 channels')
+    refuses_arch('a misspelled name', 'convnext_tny', "Did you mean 'convnext_tiny'?")
+    refuses_arch('an unknown option', small_cnn, 'unknown argument `per_fame` (did you mean `per_frame`?)',
+                 per_fame=True)
+    refuses_arch('other channels', nn.Conv2d(4,8,3), 'Conv2d takes 4 channels, not 3')
+for arch in ('r3d_18', 'R3D_18', 'mvit_v2s', 'swin3d_tiny', '', 18, None, r3d_18()):
+    refuses(f'VideoModel: {type(arch).__name__} {str(arch)[:11]!r}',
+            lambda p, arch=arch: VideoModel(arch, 2, pretrained=False),
+            'is not a constructor', 'torchvision.models.video.')
+refuses('VideoModel: an image encoder', lambda p: VideoModel(resnet18, 2, pretrained=False),
+        'not a video network')
+refuses('Conv3dModel: an unknown option', lambda p: Conv3dModel(2, n_inn=3), 'did you mean `n_in`?')
+refuses('TimeSformer: an unknown option', lambda p: TimeSformer(2, dept=3), 'did you mean `depth`?')
+for name,sampler,words in (
+        ('partial', partial(window_frames, stp=3), 'did you mean `step`?'),
+        ('text', 'spread', 'is not a function'), ('None', None, 'is not a function'),
+        ('argument', partial(spread_frames, x=3), 'unknown argument `x`')):
+    refuses(f'sampler: {name}', lambda p, o=sampler: ImageTupleTfm(4, o), words)

@@ -20,6 +20,7 @@ from PIL import features
 from .frame import Frame, load_frame, to_8_bits
 from .samplers import slot_frames, slot_rate, spread_frames
 from ..files import atomic_file
+from ..options import check_options, option_names
 from ..video.cache import is_first, run_folder
 from ..video.decode import EarlyEndError, extract_frames, pil_image, read_arrays, VideoError
 from ..video.frame_folder import frame_files, frame_names
@@ -194,6 +195,14 @@ def _means_seconds(sampler):
     seconds = parameters.get('seconds')
     return 'fps' in parameters and (seconds is None or seconds.default is not None)
 
+def _check_sampler(sampler):
+    "Raise `ValueError` unless `sampler` is a function, and a `partial` of one sets arguments that it has"
+    if not callable(sampler):
+        raise ValueError(f'sampler: {sampler!r:.80} is not a function. Give one, e.g. `window_frames`.')
+    f = getattr(sampler, 'func', sampler) # that of a `partial`
+    accepted = option_names(f)
+    if accepted: check_options(getattr(f, '__name__', 'sampler'), getattr(sampler, 'keywords', {}), accepted)
+
 class ImageTupleTfm(RandTransform):
     "Read `seq_len` frames, chosen by `sampler`, from a folder of frames or a video; return an `ImageTuple`"
     split_idx = None # for training and validation
@@ -213,6 +222,7 @@ class ImageTupleTfm(RandTransform):
         super().__init__(p=1.)
         store_attr()
         run_folder() # before worker processes start, which share it
+        _check_sampler(sampler)
         if n_views > 1 and 'n_views' not in _accepted_kwargs(sampler):
             raise ValueError(f'n_views={n_views}: {sampler} does not accept `view` and `n_views`. '
                              'Add these parameters to the sampler, or use n_views=1.')

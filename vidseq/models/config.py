@@ -11,6 +11,7 @@ from functools import partial, wraps
 from importlib import import_module
 
 from .fields import check_field, check_fields, either, flag, list_of, optional, real, to_json, whole
+from ..options import check_options, option_names
 
 # %% ../../nbs/41_models.config.ipynb #f8096e55
 _timm_name = re.compile(r'timm\.([a-z0-9_]+(\.[a-z0-9_]+)?)')
@@ -149,9 +150,10 @@ def records_config(cls, # Class of models, listed in `models`
 
     `pretrained` is skipped, because saved weights replace pretrained ones. If an argument cannot be written
     as data, `config` is the error message. Instances of subclasses have no `config`."""
-    init = cls.__init__
+    init,accepted = cls.__init__,option_names(cls)
     @wraps(init)
     def _init(self, *args, **kwargs):
+        if accepted: check_options(type(self).__name__, kwargs, accepted)
         init(self, *args, **kwargs)
         if type(self) is not cls: return
         given = dict(inspect.signature(init).bind(self, *args, **kwargs).arguments)

@@ -9,12 +9,14 @@ __all__ = ['Conv3dModel', 'VideoModel']
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import Module, nn
+from torchvision.models import video
 from torchvision.models.video import MViT, S3D, SwinTransformer3d, VideoResNet, r3d_18
 from torchvision.ops import Permute
 
 from .config import records_config
 from .encoders import resize_positions
 from .layers import stack_frames, subtract_mean
+from ..options import nearest_name
 from .weights import load_weights, set_channels
 
 # %% ../../nbs/45_models.conv3d.ipynb #b64981b2
@@ -105,6 +107,15 @@ def _video_encoder(net, per_frame):
     raise ValueError(f'`arch`: {type(net).__name__} is not a video network of torchvision. Pass r3d_18, '
                      'mc3_18, r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s or swin3d_b.')
 
+def _check_video_arch(arch):
+    "Raise `ValueError` if `arch` is not a constructor, for example a name, with the nearest one"
+    if callable(arch) and not isinstance(arch, nn.Module): return
+    names = [k for k,o in vars(video).items() if callable(o) and k.islower()]
+    name = arch if isinstance(arch, str) else type(arch).__name__
+    near = f'torchvision.models.video.{nearest_name(name, names) or "r3d_18"}'
+    raise ValueError(f'`arch`: {name!r} is not a constructor of a video network. Pass one, e.g. `{near}`, '
+                     'or an image encoder to `SimpleModel` or `RNNModel`.')
+
 def _classifier(net):
     "Return the last layer of `net` and the probability of its dropout"
     last = [m for m in net.modules() if isinstance(m, (nn.Linear,nn.Conv3d))][-1]
@@ -124,6 +135,7 @@ class VideoModel(Module):
                  ps:float=None, # Dropout before the classifier; default: as in the network
                  per_frame:bool=False, # Return the logits of each frame
                 ):
+        _check_video_arch(arch)
         net = arch(weights='DEFAULT') if pretrained is True else arch(weights=None, num_classes=n_out)
         if pretrained and pretrained is not True: load_weights(net, pretrained)
         set_channels(net, n_in, pretrained)

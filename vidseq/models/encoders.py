@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastai.vision.all import Flatten, L, Module, create_body, model_meta, nn
 from torchvision.models import DenseNet, VisionTransformer, get_model_weights
 
+from ..options import nearest_name
 from .weights import load_weights, set_channels
 
 # %% ../../nbs/43_models.encoders.ipynb #0a042c1a
@@ -61,12 +62,21 @@ def _import_timm(name):
         'or pass a constructor of torchvision, e.g. `resnet34`.') from e
     return timm
 
+def _check_timm_name(timm, name):
+    "Raise `ValueError` with the nearest name if timm has no network `name`; allow names with a source"
+    if ':' in name or timm.is_model(name): return
+    near = nearest_name(name, timm.list_models())
+    todo = f'Did you mean {near!r}?' if near else '`timm.list_models()` has all names.'
+    raise ValueError(f'`arch`: timm has no network {name!r}. {todo}')
+
 def create_timm(name, # Name of a network in timm
                 pretrained, # Download its weights
                 **kwargs, # For `timm.create_model`
                )->nn.Module: # Accepts images of any size if the network supports it
     "Create a network of timm; raise `ImportError` if timm is not installed"
-    create = _import_timm(name).create_model
+    timm = _import_timm(name)
+    _check_timm_name(timm, name)
+    create = timm.create_model
     try: return create(name, pretrained, dynamic_img_size=True, **kwargs)
     except TypeError: return create(name, pretrained, **kwargs) # only transformers have this argument
 
@@ -112,7 +122,19 @@ def _custom_network(arch, name, pretrained):
     if not pretrained: return arch()
     raise ValueError(f'`pretrained`: vidseq has no pretrained weights for {name}. Pass `pretrained=False`.')
 
+def _check_arch(arch):
+    "Raise `ValueError` if `arch` is not a network for images"
+    name,module = getattr(arch, '__name__', repr(arch)[:80]),getattr(arch, '__module__', '')
+    if module.startswith('torchvision.models.video'): raise ValueError(
+        f'`arch`: {type(arch).__name__ if isinstance(arch, nn.Module) else name} is a video network, not an '
+        'image encoder. Pass it to `VideoModel`, or an image encoder, e.g. `resnet34`.')
+    if not isinstance(arch, str) and not callable(arch): raise ValueError(
+        f'`arch`: {name} is not a network. Pass a constructor, e.g. `resnet34`, or a name in timm.')
+    if isinstance(arch, type) and module.startswith('vidseq.models.'):
+        raise ValueError(f'`arch`: {name} is a model for clips. Pass an image encoder, e.g. `resnet34`.')
+
 def _create_network(arch, pretrained, maps):
+    _check_arch(arch)
     if isinstance(arch, nn.Module): return arch
     create = _timm_network if isinstance(arch, str) else _torchvision_network
     return create(arch, pretrained, maps)
@@ -121,8 +143,12 @@ def _measure_output(net, n_in):
     "Return whether `net` returns vectors (not maps), and its number of features"
     cfg,training = getattr(net, 'default_cfg', None) or {},net.training
     size = cfg.get('input_size', (3,224,224))[-1]
-    with torch.no_grad(): out = net.eval()(torch.zeros(1, n_in, size, size))
-    net.train(training)
+    try:
+        with torch.no_grad(): out = net.eval()(torch.zeros(1, n_in, size, size))
+    except (RuntimeError, TypeError) as e: raise ValueError(
+        f'`arch`: {type(net).__name__} fails for an image of {n_in} channels and {size}x{size} pixels ({e}). '
+        'Pass a module that maps images to features.') from e
+    finally: net.train(training)
     if isinstance(out, torch.Tensor) and out.ndim in (2,4): return out.ndim == 2,out.shape[1]
     found = tuple(getattr(out, 'shape', ())) or type(out).__name__
     raise ValueError(f'`arch`: {type(net).__name__} returns {found} for one image. '

@@ -71,6 +71,7 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
     """Classify clips with `timesformer_pytorch.TimeSformer`, with faster attention.
 
     Raises `ValueError` for clips that are not `num_frames` squares of `image_size` pixels."""
+    @delegates(timesformer_pytorch.TimeSformer.__init__)
     def __init__(self, n_out:int=101, # Classes
                  num_classes:int=None, # The package's name for `n_out`; overrides it
                  dim:int=128, # Features of a token

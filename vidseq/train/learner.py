@@ -6,16 +6,17 @@
 __all__ = ['video_learner']
 
 # %% ../../nbs/50_train.learner.ipynb #25846843
-import inspect, re, sys, warnings
+import inspect, re, sys
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from fastai.vision.all import Callback, L, Learner, Normalize, ProgressCallback, default_device
+from fastai.vision.all import Callback, L, Learner, ProgressCallback, default_device
 from fastai.vision.all import defaults, delegates, get_c, ifnone, nn, noop
 
-from ..models.encoders import pretrained_stats
 from ..models.frame_models import clip_splitter
+from ..options import check_options, option_names
+from .checks import (check_loaders, check_model, check_n_out, check_n_outputs, check_splitter,
+                                 normalized_loaders)
 from .outputs import decoded_loss, default_metrics
 
 # %% ../../nbs/50_train.learner.ipynb #3b387db7
@@ -87,34 +88,19 @@ def _bound_arguments(model, settings):
     call.apply_defaults()
     return call.arguments
 
-def _norm_stats(norm):
-    "Return the mean and standard deviation of each channel of a `Normalize` as lists; None for None"
-    return norm and [o.flatten().tolist() for o in (norm.mean, norm.std)]
-
-def _close_stats(a, b):
-    "Return whether two pairs of mean and standard deviation agree within 0.01"
-    return all(len(o) == len(p) and np.allclose(o, p, rtol=0, atol=.01) for o,p in zip(a, b))
-
-def _stats_text(stats):
-    return f'normalized with mean {stats[0]}, std {stats[1]}' if stats else 'not normalized'
-
-def _warn_other_stats(dls, arch):
-    "Warn if frames are not normalized with the statistics of the pretrained weights of `arch`"
-    expected = pretrained_stats(arch) if arch else None
-    tfms = getattr(dls.after_batch, 'fs', None) # None: custom loaders, which may normalize elsewhere
-    if expected is None or tfms is None: return
-    found = _norm_stats(next((o for o in tfms if isinstance(o, Normalize)), None))
-    if found and len(found[0]) == 1: expected = [[sum(o)/len(o)] for o in expected] # gray frames
-    if found and _close_stats(found, expected): return
-    name = getattr(arch, '__name__', arch)
-    warnings.warn(f'{name}: its pretrained weights expect frames {_stats_text(expected)}, '
-                  f'but these frames are {_stats_text(found)}. Create the DataLoaders with '
-                  'batch_tfms=[…, Normalize.from_stats(*pretrained_stats(…))].', stacklevel=3)
-
 def _create_learner(dls, model, metrics, loss_func=None, **kwargs):
     "Return a `Learner` with a loss and metrics for the kind of the labels"
+    check_splitter(model, kwargs['splitter'])
+    if loss_func is None: check_n_outputs(dls, model)
     metrics = ifnone(metrics, default_metrics(loss_func, dls, model))
     return Learner(dls, model, loss_func=decoded_loss(loss_func, dls, model), metrics=metrics, **kwargs)
+
+def _check_learner_options(model, options):
+    "Raise `OptionError` for unknown `options`; say so if they belong to `model`"
+    own = [o for o in options if not isinstance(model, nn.Module) and _accepts_arg(model, o)]
+    name = getattr(model, '__name__', 'model')
+    hint = f'Give arguments of the model with `partial({name}, {own[0]}=…)`.' if own else ''
+    check_options('video_learner', options, option_names(video_learner), hint)
 
 @delegates(Learner.__init__)
 def video_learner(dls, # `DataLoaders` of clips
@@ -128,15 +114,21 @@ def video_learner(dls, # `DataLoaders` of clips
     """Create a `Learner` for clips and freeze the encoder if it is pretrained.
 
     `model` gets `n_out`, `pretrained`, `arch`, `num_frames` and `image_size` where it has these parameters;
-    a ready `nn.Module` is used unchanged. Raises `ValueError` if `model` does not accept `arch`."""
+    a ready `nn.Module` is used unchanged. Frames are normalized as pretrained weights expect, unless the
+    loaders have a normalization of your own. Raises `ValueError` if model, encoder, number of outputs and
+    labels do not fit together, and `OptionError` for unknown arguments."""
+    check_loaders(dls)
+    check_model(model, arch)
+    _check_learner_options(model, kwargs)
+    if kwargs.get('loss_func') is None: check_n_out(dls, n_out)
     kwargs |= dict(splitter=splitter, metrics=metrics, cbs=L(kwargs.get('cbs')) + MemoryAdvice())
     if isinstance(model, nn.Module): return _create_learner(dls, model, **kwargs)
     settings = _model_settings(dls, model, arch, n_out=ifnone(n_out, get_c(dls)), pretrained=pretrained)
-    learn = _create_learner(dls, model(**settings), **kwargs)
     arguments = _bound_arguments(model, settings)
-    if arguments.get('pretrained'):
-        _warn_other_stats(dls, arguments.get('arch'))
-        learn.freeze()
+    created = model(**settings)
+    if arguments.get('pretrained'): dls = normalized_loaders(dls, arguments.get('arch'))
+    learn = _create_learner(dls, created, **kwargs)
+    if arguments.get('pretrained'): learn.freeze()
     return learn
 
 # %% ../../nbs/50_train.learner.ipynb #55790ae0
