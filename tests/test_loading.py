@@ -10,7 +10,7 @@ from fastai.vision.all import (CategoryBlock, CropPad, CrossEntropyLossFlat, Lea
                                PILImageBW, RandomResizedCrop, RegressionBlock, Resize, aug_transforms, nn)
 from torchvision.models import VisionTransformer
 
-from conftest import run_python
+from conftest import calibrate_batchnorm, run_python
 from saved_models import answers
 from vidseq.data.block import VideoDataLoaders
 from vidseq.data.samplers import first_frames, window_frames
@@ -74,7 +74,7 @@ def save_all(path, folder, names):
     res = {}
     for name in names:
         learn = make_learner(path, **kinds[name])
-        if learn.loss_func is not custom_loss: learn.fit(1, 0) # statistics of BatchNorm
+        calibrate_batchnorm(learn.model, learn.dls.one_batch()[0])
         save_pretrained(learn, folder/name)
         res[name] = answers(learn, get_videos(path)[:3])
     return res
