@@ -43,7 +43,7 @@ for name,path,value in (
         ('a model that is text', ['model'], 'Conv3dModel'),
         ('a sampler that deletes', ['clips','sampler'], 'shutil.rmtree'),
         ('a sampler that is a model', ['clips','sampler'], 'vidseq.models.conv3d.Conv3dModel'),
-        ('a transform that is no transform', ['item_tfms',0], ['exec', {}]),
+        ('a transform that runs code', ['item_tfms',0], ['exec', {}]),
         ('a transform of another package', ['item_tfms',0,0], 'albumentations.Compose'),
         ('a transform without settings', ['item_tfms',0], 'Resize'),
         ('an image class of another package', ['clips','img_cls'], 'PIL.Image'),

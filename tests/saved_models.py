@@ -105,10 +105,10 @@ def answers(learn, videos):
     import vidseq.deploy.predict  # noqa: F401
     def plain(o):
         if isinstance(o, torch.Tensor): return o.float().tolist()
-        return [plain(v) for v in o] if isinstance(o, (list,tuple,L)) else o if isinstance(o, float) else str(o)
+        return [plain(v) for v in o] if isinstance(o, (list,tuple,L)) else o if isinstance(o,
+            float) else str(o)
     with learn.no_bar():
         decoded,_,outputs = learn.predict(videos[0])
         batch = learn.get_preds(dl=learn.dls.test_dl(list(videos), bs=2, num_workers=0))[0]
-        try: video = learn.predict_video(videos[0])
-        except (ValueError, AttributeError) as e: video = str(e)
+        video = learn.predict_video(videos[0])
     return [*map(plain, (decoded, outputs, batch, video)), plain(list(getattr(learn.dls, 'vocab', [])))]

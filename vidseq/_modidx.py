@@ -572,6 +572,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'vidseq/deploy/settings.py'),
                                         'vidseq.deploy.settings._frame_pixels': ( 'deploy.settings.html#_frame_pixels',
                                                                                   'vidseq/deploy/settings.py'),
+                                        'vidseq.deploy.settings._is_for_training': ( 'deploy.settings.html#_is_for_training',
+                                                                                     'vidseq/deploy/settings.py'),
                                         'vidseq.deploy.settings._label_to_data': ( 'deploy.settings.html#_label_to_data',
                                                                                    'vidseq/deploy/settings.py'),
                                         'vidseq.deploy.settings._labels_from_data': ( 'deploy.settings.html#_labels_from_data',

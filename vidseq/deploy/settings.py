@@ -55,7 +55,12 @@ def _tfm_to_data(tfm):
     if cls in _width_first: settings['size'] = settings['size'][::-1]
     return [cls.__name__, settings]
 
-def _tfms_to_data(tfms): return [_tfm_to_data(o) for o in tfms if o.split_idx != 0] # 0: only in training
+def _is_for_training(tfm):
+    "Return whether `tfm` acts only in training"
+    if isinstance(tfm, AffineCoordTfm): return False # its `split_idx` is that of its last call
+    return tfm.split_idx == 0
+
+def _tfms_to_data(tfms): return [_tfm_to_data(o) for o in tfms if not _is_for_training(o)]
 
 def _tfm_from_data(data):
     "Return the transform with a name and settings, after checking them"
