@@ -12,6 +12,7 @@ from vidseq.data.samplers import *
 from vidseq.data.frame import *
 from vidseq.data.clip import *
 from vidseq.data.augment import *
+from vidseq.data.rules import *
 from vidseq.data.splits import *
 from vidseq.data.show import *
 from vidseq.data.loader import *

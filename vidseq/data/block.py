@@ -12,15 +12,18 @@ from pathlib import Path
 from fastai.vision.all import *
 
 from .clip import ImageTupleTfm
+from .checks import as_paths, call_label_func, check_clips, split_clips
+from .labels import LabelGetter, block_vocab, check_vocab, choose_kind, label_block, labels_text
+from .labels import plain_value, read_labels
 from .loader import ClipDL, get_clips
 from .samplers import spread_frames
 from .show import show_batch as show_batch # the import makes fastai show clips as strips
-from .splits import ListSplitter, as_list, default_splitter
+from .rules import SplitRule, split_rule
+from .splits import ListSplitter, known_group
+from .tables import PathReader, column_group, column_rule, label_reader, read_paths
+from .tables import read_table, whole_numbers
 from ..datasets.ucf101 import ucf101, ucf101_splits
-from ..files import preview_list
-from ..video.decode import VideoError
 from ..video.extract import FrameCache
-from ..video.frame_folder import frame_names
 
 # %% ../../nbs/37_data.block.ipynb #52789f3a
 def ClipBlock(seq_len:int=16, # Frames in a clip
@@ -28,81 +31,10 @@ def ClipBlock(seq_len:int=16, # Frames in a clip
               size:int=None, # Scale frames down to this short side when reading them, which is faster
               fps:float=None, # Frame rate of folders of frames, for samplers that use seconds
               img_cls=PILImage, # `PILImageBW` for gray frames
-              pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
              ):
     "Create a `TransformBlock` for clips that are folders of frames or video files"
-    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls, pattern=pattern)
+    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls)
     return TransformBlock(type_tfms=tfm, batch_tfms=IntToFloatTensor, dl_type=ClipDL)
-
-# %% ../../nbs/37_data.block.ipynb #bc3afb4b
-def _file_problem(path, pattern=None):
-    "Describe why a clip cannot be read; return an empty string if nothing is wrong"
-    if path.is_dir(): return '' if frame_names(path, pattern) else 'a folder without frames'
-    if path.is_file() and path.stat().st_size: return ''
-    return 'an empty file' if path.exists() else 'no such file'
-
-def _check_clips(paths, path, pattern=None):
-    "Raise an error if the list is empty, or if a clip is missing or empty"
-    if not paths: raise ValueError(f'{path}: no clips in the list. Give videos or folders of frames.')
-    bad = [o for o in paths if _file_problem(o, pattern)]
-    if bad:
-        todo = (f'{len(bad)} of {len(paths)} clips are missing or empty ({preview_list(bad)}). '
-                'Extract or download them again, or remove them from the list.')
-        raise VideoError(bad[0], _file_problem(bad[0]), todo)
-
-def _check_disjoint(paths, splits):
-    "Raise `ValueError` if a clip is in both sets"
-    train,valid = ({paths[i] for i in split} for split in splits[:2])
-    both = sorted(train & valid)
-    if both:
-        raise ValueError(f'{preview_list(both)}: {len(both)} clips are in both training and validation set. '
-                         'Give another `splitter`.')
-
-# %% ../../nbs/37_data.block.ipynb #9a2fb1e6
-def _is_multi(labels): return any(isinstance(o, (list,tuple,L)) for o in labels)
-
-def _flatten(labels): return [l for o in labels for l in as_list(o)]
-
-def _infer_block(labels, vocab):
-    "Choose the block by the labels: lists of names, numbers, or names"
-    has_numbers = any(isinstance(o, float) for o in _flatten(labels))
-    if has_numbers: return RegressionBlock(n_out=len(as_list(labels[0])))
-    return (MultiCategoryBlock if _is_multi(labels) else CategoryBlock)(vocab=vocab)
-
-def _label_block(y_block, labels, vocab, missing_ok):
-    "Return `y_block`, or the block that fits the labels; with `missing_ok`, its vocabulary has all labels"
-    if missing_ok and vocab is None: vocab = sorted(set(_flatten(labels)))
-    y_block = y_block or _infer_block(labels, vocab)
-    return y_block() if callable(y_block) else y_block
-
-def _has_classes(y_block): return any(isinstance(o, Categorize) for o in L(y_block.type_tfms))
-
-# %% ../../nbs/37_data.block.ipynb #6291f4fe
-def _check_train_classes(lost, n_classes, missing_ok):
-    "Raise `ValueError` if classes have no training clip; with `missing_ok`, print them instead"
-    if not lost: return
-    found = f'No training clips for {preview_list(lost)}'
-    if not missing_ok:
-        raise ValueError(f'{found}: all are in the validation set. Give another `splitter`, `seed` or '
-                         '`group`, add clips, or pass `missing_ok=True`.')
-    print(f'{found}: the model cannot learn {len(lost)} of {n_classes} classes.')
-
-def _check_classes(labels, splits, missing_ok):
-    "Check that there are several classes and that each has clips in both sets"
-    classes = set(_flatten(labels))
-    if len(classes) < 2 and not _is_multi(labels):
-        raise ValueError(f'labels: all {len(labels)} clips are of one class, {first(classes)!r}. '
-                         'Give clips of at least two classes, with a folder for each class.')
-    train,valid = ({l for i in split for l in as_list(labels[i])} for split in splits[:2])
-    _check_train_classes(sorted(map(str, valid-train)), len(classes), missing_ok)
-    if valid and train-valid: print(f'No validation clips for {preview_list(sorted(map(str, train-valid)))}.')
-
-def _split_clips(splitter, paths, labels, has_classes, missing_ok):
-    "Split the clips and check the result"
-    splits = splitter(paths)
-    _check_disjoint(paths, splits)
-    if has_classes: _check_classes(labels, splits, missing_ok)
-    return splits
 
 # %% ../../nbs/37_data.block.ipynb #14d303c2
 class NormalizeInPlace(Normalize):
@@ -129,13 +61,50 @@ def _check_batch_size(dls):
     raise ValueError(f'bs={dls.train.bs} is larger than the {len(dls.train_ds)} training clips. '
                      'Give a smaller `bs`: training uses full batches only.')
 
+def _default_batch_size(n_clips, largest):
+    "Return `largest`, or fewer clips if an epoch would have less than four batches"
+    bs = min(largest, max(n_clips//4, min(n_clips, 2)))
+    if bs < largest: print(f'Batch size {bs}, because there are {n_clips} training clips.')
+    return bs
+
+def _remember_split(dls, rule, group):
+    "Store how the clips were split: `dls.group` (see `dls_group`) and `dls.split_rule`, a sentence"
+    for dl in dls.loaders: dl.group = group
+    dls.split_rule = rule.description
+    return dls
+
+# %% ../../nbs/37_data.block.ipynb #aba26e58
+def _choose_labels(labels, y_block, where):
+    "Return the labels as plain values, their kind, and their block if the user gave a complete one"
+    kind,block = choose_kind(y_block, labels)
+    return read_labels(labels, kind, where), kind, block
+
+def _finish_block(block, kind, labels, vocab):
+    "Return the block of the labels with its vocabulary"
+    if block is None: return label_block(kind, labels, vocab)
+    if kind in ('class','classes') and block_vocab(block): check_vocab(block_vocab(block), labels)
+    return block
+
+def _choose_rule(paths, classes, splitter, group, valid_pct, seed, train, valid):
+    "Return the rule of `splitter`, or the default split"
+    if splitter is not None: return SplitRule(splitter, '', by_user=True)
+    label = dict(zip(paths, classes)).__getitem__ if classes else None
+    return split_rule(paths, None, group, valid_pct, seed, label, train, valid)
+
 @delegates(DataLoaders.from_dblock, but=['dblock','source'])
 def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
+                where=None, # Function from the index of a clip to its place, for error messages
+                rule=None, # `SplitRule`, instead of `splitter`
+                is_table=False, # Print what the labels are
+                largest_bs=64, # Default of `bs` for large data sets
                 path='.', # Folder in which the learner saves its models
                 valid_pct:float=0.2, # Share of the clips for validation
                 seed:int=None, # The same clips and seed give the same split
                 group=None, # Function from a path to its group, or a regular expression for `group_by`
                 splitter=None, # Splitter of the paths, instead of `default_splitter`
+                train:str=None, # Name of the folder of training clips; default: `train` or similar
+                valid:str=None, # Name of the folder of validation clips; default: `valid`, `val` or similar
+                bs:int=None, # Clips in a batch; default: 64, fewer for small data sets
                 seq_len:int=16, # Frames in a clip
                 image_size:int|tuple=112, # Size of the crop: random in training, else center crop
                 sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
@@ -146,41 +115,39 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 y_block=None, # Block of the labels; by default inferred from them
                 vocab:list=None, # Classes in order; by default all labels, sorted
                 img_cls=PILImage, # `PILImageBW` for gray frames
-                pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                 missing_ok:bool=False, # Allow classes without training clips, for a subset of a data set
                 cache:Path=None, # Folder to extract frames to and load them from, or a `FrameCache`
                 **kwargs):
     "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"
     paths = L(paths)
-    _check_clips(paths, path, pattern)
-    y_block = _label_block(y_block, labels, vocab, missing_ok)
-    has_classes = _has_classes(y_block)
-    label = dict(zip(paths, labels)).__getitem__ if has_classes else None
-    splitter = ifnone(splitter, default_splitter(group, valid_pct, seed, label))
-    splits = _split_clips(splitter, paths, labels, has_classes, missing_ok)
+    where = where or paths.__getitem__
+    check_clips(paths, path, where)
+    labels,kind,block = _choose_labels(labels, y_block, where)
+    classes = labels if kind in ('class','classes') else None
+    group = known_group(paths, group)
+    if rule is None: rule = _choose_rule(paths, classes, splitter, group, valid_pct, seed, train, valid)
+    splits = split_clips(rule, paths, classes, where, missing_ok)
+    block = _finish_block(block, kind, [labels[i] for split in splits for i in split], vocab)
+    if is_table: print(labels_text(kind, block))
+    if bs is None: bs = _default_batch_size(len(splits[0]), largest_bs)
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
-    get_x = _read_from_cache(cache, paths, size, get_x)
-    dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls, pattern), y_block),
-                       get_x=get_x, get_y=get_y, splitter=lambda _: splits,
-                       item_tfms=ifnone(item_tfms, Resize(image_size)),
+    dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls), block),
+                       get_x=_read_from_cache(cache, paths, size, get_x), get_y=LabelGetter(get_y, kind),
+                       splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))
-    dls = cls.from_dblock(dblock, items, path=path, **kwargs)
+    dls = cls.from_dblock(dblock, items, path=path, bs=bs, **kwargs)
     _check_batch_size(dls)
-    return dls
+    return _remember_split(dls, rule, group)
 
-_internal_args = ['cls','items','paths','labels','get_x','get_y']
+_internal_args = ['cls','items','paths','labels','get_x','get_y','where','rule','is_table','largest_bs']
 
-# %% ../../nbs/37_data.block.ipynb #a2b92d36
-def _column(df, col): return (df.iloc[:,col] if isinstance(col, int) else df[col]).tolist()
+# %% ../../nbs/37_data.block.ipynb #c443f848
+def _is_regression(y_block): return y_block is not None and choose_kind(y_block, [])[0] == 'numbers'
 
-def _column_splitter(df, col):
-    "Create a splitter from a column that marks the validation clips"
-    values = _column(df, col)
-    odd = sorted({str(o) for o in values if o not in (0,1)})
-    if odd:
-        raise ValueError(f'valid_col={col!r}: the column contains {preview_list(odd)}. '
-                         'Write True or 1 for validation, False or 0 for training.')
-    return IndexSplitter([i for i,o in enumerate(values) if o])
+def _with_whole_numbers(df, label_col=1, label_delim=None, vocab=None, **_):
+    "Convert the labels of a table of text to whole numbers if all are, unless the user expects text"
+    is_text = label_delim is not None or any(isinstance(o, str) for o in ifnone(vocab, []))
+    return df if is_text or len(L(label_col)) != 1 else whole_numbers(df, L(label_col)[0])
 
 # %% ../../nbs/37_data.block.ipynb #469151d6
 class VideoDataLoaders(DataLoaders):
@@ -189,22 +156,17 @@ class VideoDataLoaders(DataLoaders):
     @delegates(_from_items, but=_internal_args)
     def from_path_func(cls, path, fnames, label_func, **kwargs):
         "Create from the videos or folders of frames `fnames`; `label_func` returns the label of a path"
-        paths = L(list(fnames)).map(Path) # `fnames` can be a column of a table
-        labels = [label_func(o) for o in paths]
+        paths = as_paths(fnames)
+        labels = [call_label_func(label_func, o) for o in paths]
         return _from_items(cls, paths, paths, labels, get_y=label_func, path=path, **kwargs)
 
     @classmethod
     @delegates(_from_items, but=_internal_args)
-    def from_folder(cls, path, # Folder of the class folders, or of the folders `train` and `valid`
-                    train='train', valid='valid', # Names of these folders, which are the split if both exist
-                    splitter=None, # Splitter of the paths, instead of `default_splitter`
-                    group=None, # Function from a path to its group, or a regular expression for `group_by`
-                    valid_pct=0.2, # Share of the clips for validation
-                    seed=None, # The same clips and seed give the same split
+    def from_folder(cls, path, # Folder of the class folders, or of folders of sets, as `train`
+                    train=None, valid=None, # Names of the folders of the sets; default: see `data.sets`
                     **kwargs):
         "Create from class folders of videos or of folders of frames"
-        splitter = splitter or default_splitter(group, valid_pct, seed, path=path, train=train, valid=valid)
-        return cls.from_path_func(path, get_clips(path), parent_label, splitter=splitter, **kwargs)
+        return cls.from_path_func(path, get_clips(path), parent_label, train=train, valid=valid, **kwargs)
 
     @classmethod
     @delegates(_from_items, but=_internal_args)
@@ -232,8 +194,7 @@ class VideoDataLoaders(DataLoaders):
         A label is a name, a list of names, a number or a list of numbers."""
         if len(fnames) != len(labels):
             raise ValueError(f'labels: {len(labels)} labels for {len(fnames)} clips. Give one for each clip.')
-        paths = L(Path(path)/o for o in fnames)
-        labels = [list(o) if isinstance(o, (tuple,L)) else o for o in labels] # fastai would split a tuple
+        paths,labels = as_paths(fnames).map(lambda o: Path(path)/o),plain_value(list(labels))
         items = L(list(o) for o in zip(paths, labels))
         return _from_items(cls, items, paths, labels, ItemGetter(0), ItemGetter(1), path=path, **kwargs)
 
@@ -244,29 +205,34 @@ class VideoDataLoaders(DataLoaders):
                 fn_col=0, # Column of the paths, which are relative to `path/folder`
                 folder=None, # Folder in `path` that contains the clips
                 suff='', # Suffix to add to the paths
-                label_col=1, # Column of the labels
+                label_col=1, # Column of the labels, or columns of numbers, or of 0 and 1 for each class
                 label_delim=None, # Separator, if a clip can have several labels
-                valid_col=None, # Column that marks the validation clips, instead of a `splitter`
+                valid_col=None, # Column that marks the validation clips, or names the sets
                 group_col=None, # Column of the groups, instead of `group`
                 splitter=None, # Splitter of the paths, instead of `default_splitter`
                 **kwargs):
         "Create from a table with the paths and labels of clips"
-        get_x = ColReader(fn_col, pref=Path(path)/(folder or ''), suff=suff)
-        get_y = ColReader(label_col, label_delim=label_delim)
-        rows = [o for _,o in df.iterrows()]
-        paths = L(Path(get_x(o)) for o in rows)
-        labels = [get_y(o) for o in rows]
-        if valid_col is not None: splitter = _column_splitter(df, valid_col)
-        if group_col is not None: kwargs['group'] = dict(zip(paths, _column(df, group_col))).__getitem__
-        return _from_items(cls, df, paths, labels, get_x, get_y, path=path, splitter=splitter, **kwargs)
+        get_x = PathReader(fn_col, Path(path)/(folder or ''), suff)
+        get_y = label_reader(df, label_col, label_delim, _is_regression(kwargs.get('y_block')))
+        paths,where = read_paths(df, get_x)
+        if valid_col is not None: kwargs['rule'] = column_rule(df, valid_col)
+        if group_col is not None: kwargs['group'] = column_group(df, group_col, paths)
+        if get_y.names: kwargs = dict(vocab=get_y.names) | kwargs
+        df = df.astype(object) # a row of an integer and a float column would be floats
+        labels = [get_y(o) for _,o in df.iterrows()]
+        return _from_items(cls, df, paths, labels, get_x, get_y, where, is_table=True, path=path,
+                           splitter=splitter, **kwargs)
 
     @classmethod
     @delegates(from_df)
     def from_csv(cls, path, csv_fname='labels.csv', header='infer', delimiter=None, quoting=csv.QUOTE_MINIMAL,
                  **kwargs):
-        "Create from the table in the file `path/csv_fname`, like `from_df`"
-        df = pd.read_csv(Path(path)/csv_fname, header=header, delimiter=delimiter, quoting=quoting)
-        return cls.from_df(df, path=path, **kwargs)
+        """Create from the table in the file `path/csv_fname`, like `from_df`
+
+        Cells are read as text: labels are classes, whole numbers if all are; for a regression, give
+        `y_block=RegressionBlock`."""
+        df = read_table(Path(path)/csv_fname, header, delimiter, quoting)
+        return cls.from_df(_with_whole_numbers(df, **kwargs), path=path, **kwargs)
 
     @classmethod
     @delegates(_from_items, but=[*_internal_args, 'splitter', 'group', 'valid_pct', 'seed'])
@@ -289,5 +255,5 @@ def get_action_dataloaders(files, # Paths of folders of frames or videos, in cla
                            **kwargs):
     "Create `DataLoaders` from folders of frames or videos; the clips at `val_idxs` are for validation"
     if val_idxs is not None: kwargs['splitter'] = IndexSplitter(val_idxs)
-    kwargs |= dict(bs=bs, image_size=image_size, seq_len=seq_len)
+    kwargs |= dict(bs=None if bs == 8 else bs, largest_bs=8, image_size=image_size, seq_len=seq_len)
     return VideoDataLoaders.from_path_func('.', files, parent_label, **kwargs)

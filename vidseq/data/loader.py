@@ -6,6 +6,7 @@
 __all__ = ['get_instances', 'get_clips', 'ClipDL']
 
 # %% ../../nbs/36_data.loader.ipynb #b8ae1b08
+import pickle
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ def get_clips(path:Path # Folder of class folders, possibly in `train` and `vali
 # %% ../../nbs/36_data.loader.ipynb #eeb26b4c
 class ClipDL(TfmdDL):
     "Load clips like fastai's `TfmdDL`, and optionally replace clips that cannot be read"
+    group = None # function from a path to its group, if known
     @delegates(TfmdDL.__init__)
     def __init__(self, dataset, # `Datasets` of clips and labels
                  skip_bad:bool=False, # Replace a clip that cannot be read by the next with the same label
@@ -57,7 +59,14 @@ class ClipDL(TfmdDL):
         super().__init__(dataset, **kwargs)
 
     def new(self, dataset=None, cls=None, **kwargs):
-        return super().new(dataset, cls, **dict(skip_bad=self.skip_bad) | kwargs)
+        res = super().new(dataset, cls, **dict(skip_bad=self.skip_bad) | kwargs)
+        res.group = self.group
+        return res
+
+    def __getstate__(self):
+        try: pickle.dumps(self.group)
+        except Exception: return self.__dict__ | dict(group=None) # a lambda
+        return self.__dict__
 
     def to_detach(self, b, cpu=True, gather=True):
         return to_detach(b, cpu, gather=False) # fastai gathers even if each process has its own batches

@@ -6,7 +6,7 @@
 __all__ = ['train_folder']
 
 # %% ../../nbs/82_report.train_folder.ipynb #7f37f6eb
-import zlib
+import statistics, zlib
 from functools import partial
 from pathlib import Path
 
@@ -17,18 +17,26 @@ from ..data.block import VideoDataLoaders
 from ..data.frame import load_frame
 from ..data.loader import get_clips
 from ..data.samplers import window_frames
-from ..data.splits import default_splitter, split_rule, ucf_group
-from ..files import check_output
+from ..data.splits import ucf_group
 from .compare import compare_models
 from .page import write_report
 from ..video.extract import FrameCache, print_problems
+from ..video.decode import VideoError
 from ..video.frame_folder import frame_files
 
 # %% ../../nbs/82_report.train_folder.ipynb #605a4683
-def _frame_size(frames, size, pattern=None):
-    "Return height and width with short side `size`, and the aspect ratio of the first frame in `frames`"
-    w,h = load_frame(frame_files(frames, pattern)[0]).size
-    return tuple(round(o*size/min(w,h)) for o in (h,w))
+def _aspect_ratio(folder):
+    "Return width/height of the first frame in `folder`, None if it cannot be read"
+    try: w,h = load_frame(frame_files(folder)[0]).size
+    except VideoError: return None
+    return w/h
+
+def _frame_shape(folders, size, n=50):
+    "Return height and width with short side `size`, and the median aspect ratio of up to `n` clips"
+    sample = folders[::-(-len(folders)//n)] # evenly spaced
+    ratios = [o for o in map(_aspect_ratio, sample) if o] or [1]
+    ratio = statistics.median(ratios)
+    return (size, round(size*ratio)) if ratio > 1 else (round(size/ratio), size)
 
 def _default_workers():
     "Return the number of loading processes: none on two cores, where they cost more than they gain"
@@ -42,17 +50,15 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
                  size:int=64, # Short side of the frames in pixels
                  seq_len:int=8, # Frames in a clip
                  step:int=3, # Take every `step`-th frame
-                 bs:int=16, # Batch size
+                 bs:int=None, # Batch size; default: 16, fewer for small data sets
                  seed:int=0, # Random seed of the split and the weights
                  valid_pct:float=.2, # Share of the clips for validation
                  workers:int=None, # Loading processes; default: by the number of cores
                  augment:bool=True, # Augment the training clips, see `aug_clips`
                  flip:bool=False, # Flip half of them horizontally
-                 pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                 )->dict: # Name -> trained `Learner`, see `compare_models`
     "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
     folder,out = Path(folder),Path(out)
-    check_output(out/'index.html') # before training
     clips,cache = get_clips(folder),None
     if clips[0].is_file():
         key = f'{zlib.crc32(str(folder.resolve()).encode()):08x}' # one cache for each source folder
@@ -60,15 +66,13 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
         print_problems(cache.report)
         clips = cache.videos
     set_seed(seed)
-    splitter = default_splitter(groups, valid_pct, seed, path=folder)
-    frames = cache(clips[0]) if cache else clips[0]
     dls = VideoDataLoaders.from_path_func(
-        folder, clips, parent_label, splitter=splitter, cache=cache, seq_len=seq_len, bs=bs,
-        pattern=pattern,
-        sampler=partial(window_frames, step=step), image_size=_frame_size(frames, size, pattern),
+        folder, clips, parent_label, group=groups, valid_pct=valid_pct, seed=seed, cache=cache,
+        seq_len=seq_len, bs=bs, largest_bs=16, sampler=partial(window_frames, step=step),
+        image_size=_frame_shape(clips.map(cache) if cache else clips, size),
         num_workers=ifnone(workers, _default_workers()), batch_tfms=aug_clips(flip) if augment else None)
     learners = compare_models(dls, seconds=seconds)
     if not rank_distrib(): # only the first process writes
         write_report(out, learners, title=f'vidseq: {folder.name}', group=groups or ucf_group,
-                     about=split_rule(clips, folder, groups).description)
+                     about=dls.split_rule)
     return learners
