@@ -46,7 +46,7 @@ _train_args = (
     arg('--frames', type=number(low=1, high=10_000), default=8, help=f'frames in a clip {default}'),
     pattern,
     arg('--step', type=number(low=1, high=10_000), default=3, help=f'take every STEP-th frame {default}'),
-    arg('--bs', type=number(low=1, high=100_000), default=16, help=f'batch size {default}'),
+    arg('--bs', type=number(low=1, help='batch size (default: 16, fewer for small data sets)'),
     arg('--seed', type=number(low=0, high=2**32-1), default=0,
         help=f'random seed of the split and the weights {default}'),
     arg('--flip', action='store_true', help='flip half of the training clips horizontally; leave it off '
@@ -74,13 +74,15 @@ def _split_table(args):
     import pandas as pd
     from fastai.vision.all import parent_label
     from vidseq.data.loader import get_clips
-    from vidseq.data.splits import default_splitter
+    from vidseq.data.rules import default_splitter
     clips = get_clips(args.folder)
     splitter = default_splitter(args.groups, args.valid_pct, args.seed, parent_label)
-    valid = set(splitter(clips)[1])
-    names = [safe_path(o.relative_to(args.folder).as_posix()) for o in clips]
-    sides = [i in valid for i in range(len(clips))]
-    return pd.DataFrame(dict(clip=names, label=clips.map(parent_label), is_valid=sides))
+    train,valid = splitter(clips)
+    is_valid = dict.fromkeys(train, False) | dict.fromkeys(valid, True)
+    idxs = sorted(is_valid) # clips of a test set are in neither
+    names = [safe_path(clips[i].relative_to(args.folder).as_posix()) for i in idxs]
+    labels,sides = [parent_label(clips[i]) for i in idxs],[is_valid[i] for i in idxs]
+    return pd.DataFrame(dict(clip=names, label=labels, is_valid=sides))
 
 @command('split', 'Divide a folder of class folders into training and validation, never dividing a group. '
          'Writes a table for `VideoDataLoaders.from_csv(..., valid_col="is_valid")`.', folder, same_groups,
