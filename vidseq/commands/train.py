@@ -46,7 +46,7 @@ _train_args = (
     arg('--frames', type=number(low=1, high=10_000), default=8, help=f'frames in a clip {default}'),
     pattern,
     arg('--step', type=number(low=1, high=10_000), default=3, help=f'take every STEP-th frame {default}'),
-    arg('--bs', type=number(low=1, help='batch size (default: 16, fewer for small data sets)'),
+    arg('--bs', type=number(low=1, high=100_000), help='batch size (default: 16, fewer for small data sets)'),
     arg('--seed', type=number(low=0, high=2**32-1), default=0,
         help=f'random seed of the split and the weights {default}'),
     arg('--flip', action='store_true', help='flip half of the training clips horizontally; leave it off '
