@@ -20,8 +20,8 @@ from .samplers import spread_frames
 from .show import show_batch as show_batch # the import makes fastai show clips as strips
 from .rules import SplitRule, split_rule
 from .splits import ListSplitter, known_group
-from .tables import PathReader, column_group, column_rule, label_reader, read_paths
-from .tables import read_table, whole_numbers
+from .tables import PathReader, check_header, column_group, column_rule, label_reader
+from .tables import read_paths, read_table, whole_numbers
 from ..datasets.ucf101 import ucf101, ucf101_splits
 from ..video.extract import FrameCache
 
@@ -142,7 +142,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
 _internal_args = ['cls','items','paths','labels','get_x','get_y','where','rule','is_table','largest_bs']
 
 # %% ../../nbs/37_data.block.ipynb #c443f848
-def _is_regression(y_block): return y_block is not None and choose_kind(y_block, [])[0] == 'numbers'
+def _wants_numbers(y_block): return y_block is not None and choose_kind(y_block, [])[0] in ('numbers',None)
 
 def _with_whole_numbers(df, label_col=1, label_delim=None, vocab=None, **_):
     "Convert the labels of a table of text to whole numbers if all are, unless the user expects text"
@@ -213,8 +213,9 @@ class VideoDataLoaders(DataLoaders):
                 **kwargs):
         "Create from a table with the paths and labels of clips"
         get_x = PathReader(fn_col, Path(path)/(folder or ''), suff)
-        get_y = label_reader(df, label_col, label_delim, _is_regression(kwargs.get('y_block')))
+        get_y = label_reader(df, label_col, label_delim, _wants_numbers(kwargs.get('y_block')))
         paths,where = read_paths(df, get_x)
+        check_header(df, get_x)
         if valid_col is not None: kwargs['rule'] = column_rule(df, valid_col)
         if group_col is not None: kwargs['group'] = column_group(df, group_col, paths)
         if get_y.names: kwargs = dict(vocab=get_y.names) | kwargs

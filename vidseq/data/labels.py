@@ -11,8 +11,8 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import Categorize, CategoryBlock, L, MultiCategorize, MultiCategoryBlock
-from fastai.vision.all import RegressionBlock, RegressionSetup, TransformBlock, first
+from fastai.vision.all import Categorize, CategoryBlock, DisplayedTransform, L, MultiCategorize
+from fastai.vision.all import MultiCategoryBlock, RegressionBlock, RegressionSetup, TransformBlock, first
 
 from .splits import as_list
 from ..files import preview_list
@@ -100,10 +100,10 @@ def read_label(label, kind):
     "Return `label` as a plain value of `kind`; raise `ValueError` or `TypeError` if it is not one"
     return _read_label(plain_value(label), kind) if kind else label
 
-class LabelGetter:
+class LabelGetter(DisplayedTransform):
     "Return the label of an item as a plain value"
     def __init__(self, get, kind): self.get,self.kind = get,kind
-    def __call__(self, item): return read_label(self.get(item), self.kind)
+    def __call__(self, item, **kwargs): return read_label(self.get(item), self.kind)
 
 def read_labels(labels, # A label for each clip
                 kind, # 'class', 'classes' or 'numbers'; None: return the labels unchanged

@@ -10,12 +10,13 @@ import csv, difflib, io, os, re
 from pathlib import Path
 
 import pandas as pd
-from fastai.vision.all import ColReader, L, first
+from fastai.vision.all import ColReader, DisplayedTransform, L, first
 
 from .labels import is_missing, plain_value
 from .rules import set_rule
 from .sets import Sets, choose_sets, set_kind
 from ..files import preview_list
+from ..video.frame_folder import frame_names
 
 # %% ../../nbs/36_data.tables.ipynb #a0d2e845
 def _decode_table(file):
@@ -138,7 +139,7 @@ def column_group(df, col, paths):
     return dict(zip(paths, values)).get # None for other clips
 
 # %% ../../nbs/36_data.tables.ipynb #b35490fc
-class PathReader:
+class PathReader(DisplayedTransform):
     "Read the path of a clip from a row of a table"
     def __init__(self, col, root, suff=''): self.read,self.root,self.suff = ColReader(col),Path(root),suff
 
@@ -147,16 +148,16 @@ class PathReader:
             yield self.root/f'{o}{self.suff}'
             if self.suff and o.endswith(self.suff): yield self.root/o
 
-    def __call__(self, row):
+    def __call__(self, row, **kwargs):
         paths = list(self._spellings(str(plain_value(self.read(row)))))
         return str(first(paths, os.path.exists) or paths[0])
 
-class LabelReader:
+class LabelReader(DisplayedTransform):
     "Read the label of a row: a cell, a cell with several names, or the names of columns that contain 1"
     def __init__(self, cols, delim=None, names=None):
         self.read,self.delim,self.names = ColReader(cols),delim,names
 
-    def __call__(self, row):
+    def __call__(self, row, **kwargs):
         label = plain_value(self.read(row))
         if self.names: return [o for o,v in zip(self.names, label) if as_flag(v)]
         if self.delim is not None: return self._split(label)
@@ -215,3 +216,12 @@ def read_paths(df, reader):
     _check_cells(df, values, col, 'fn_col')
     def place(i): return f'{_row_name(df, i)} ({values[i]})'
     return L(Path(reader(row)) for _,row in df.iterrows()), place
+
+def check_header(df, reader):
+    "Raise `ValueError` if the name of the column of paths in a file is a clip: the file has no header then"
+    col = reader.read.cols[0]
+    name = df.columns[col] if isinstance(col, int) else col
+    path = reader(pd.Series([name], [name])) if isinstance(name, str) and 'file' in df.attrs else ''
+    if os.path.isfile(path) or (os.path.isdir(path) and frame_names(path)):
+        raise ValueError(f'{df.attrs["file"]}: the first line names a clip, {name}. If the file has no names of '
+                         'columns, give `header=None`.')
