@@ -223,5 +223,5 @@ def check_header(df, reader):
     name = df.columns[col] if isinstance(col, int) else col
     path = reader(pd.Series([name], [name])) if isinstance(name, str) and 'file' in df.attrs else ''
     if os.path.isfile(path) or (os.path.isdir(path) and frame_names(path)):
-        raise ValueError(f'{df.attrs["file"]}: the first line names a clip, {name}. If the file has no names of '
-                         'columns, give `header=None`.')
+        raise ValueError(f'{df.attrs["file"]}: the first line names a clip, {name}. If columns have no '
+                         'names, give `header=None`.')
