@@ -248,9 +248,8 @@ for yes,no in (('True','False'), ('1','0'), ('yes','NO'), ('valid','train'), ('V
 gives('table: a test set in a column', valid_of(['val','val','test']+['train']*7), (['Ac0','Ac1'], 7))
 gives('table: a class that is only validated', valid_of(['0','1']*5),
       (['Ac1','Ac3','Bc0','Bc2','Bc4'], 5))
-refuses('table: an empty cell of valid_col', valid_of(['1',' ']+['0']*8), 'line 3', "'v' is empty")
-refuses('table: an odd cell of valid_col', valid_of(['1','maybe']+['0']*8), "valid_col='v'",
-        'maybe', 'True or 1')
+refuses('table: a blank cell of valid_col', valid_of(['1',' ']+['0']*8), 'line 3', "'v' is empty")
+refuses('table: an odd cell of valid_col', valid_of(['1','maybe']+['0']*8), "valid_col='v'", 'maybe')
 refuses('table: only validation', valid_of(['1']*10), 'no clips to train on')
 refused('an empty group', df_dls(dict(label=list('xy'*5), g=['a',None]*5), group_col='g'), 'df: row 1',
         "'g' is empty")
@@ -303,8 +302,8 @@ def with_classes(*sets): return [f'{o}/{c}' for o in sets for c in 'AB']
 
 
 for sets in ('train valid', 'train val', 'Train VAL', 'training validation testing', 'train dev test',
-             'train val test', 'train test', 'TRAIN TEST', 'train eval', 'train_256 val_256', 'trainset testset',
-             'train validation_videos held_out', 'train dev eval test'):
+             'train val test', 'train test', 'TRAIN TEST', 'train eval', 'train_256 val_256',
+             'trainset testset', 'train validation_videos held_out', 'train dev eval test'):
     train,valid,*_ = sets.split()
     gives(f'sets: {sets}', sets_of(*with_classes(*sets.split())), [[train],[valid]])
 gives('sets: two folders to train on', sets_of(*with_classes('train_1','train_2','val')),

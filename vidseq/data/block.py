@@ -31,9 +31,10 @@ def ClipBlock(seq_len:int=16, # Frames in a clip
               size:int=None, # Scale frames down to this short side when reading them, which is faster
               fps:float=None, # Frame rate of folders of frames, for samplers that use seconds
               img_cls=PILImage, # `PILImageBW` for gray frames
+              pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
              ):
     "Create a `TransformBlock` for clips that are folders of frames or video files"
-    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls)
+    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls, pattern=pattern)
     return TransformBlock(type_tfms=tfm, batch_tfms=IntToFloatTensor, dl_type=ClipDL)
 
 # %% ../../nbs/37_data.block.ipynb #14d303c2
@@ -109,6 +110,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 image_size:int|tuple=112, # Size of the crop: random in training, else center crop
                 sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
                 fps:float=None, # Frame rate of folders of frames and of a `cache`
+                pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                 item_tfms=None, # Item transforms, instead of `Resize(image_size)`
                 batch_tfms=None, # Batch transforms, for example `aug_transforms()`
                 normalize:bool=True, # Normalize with ImageNet's mean and standard deviation
@@ -121,7 +123,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"
     paths = L(paths)
     where = where or paths.__getitem__
-    check_clips(paths, path, where)
+    check_clips(paths, path, where, pattern)
     labels,kind,block = _choose_labels(labels, y_block, where)
     classes = labels if kind in ('class','classes') else None
     group = known_group(paths, group)
@@ -131,7 +133,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     if is_table: print(labels_text(kind, block))
     if bs is None: bs = _default_batch_size(len(splits[0]), largest_bs)
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
-    dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls), block),
+    dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls, pattern), block),
                        get_x=_read_from_cache(cache, paths, size, get_x), get_y=LabelGetter(get_y, kind),
                        splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))

@@ -19,9 +19,9 @@ from ..video.decode import VideoError
 from ..video.frame_folder import frame_names
 
 # %% ../../nbs/36_data.checks.ipynb #3e42d086
-def _file_problem(path):
+def _file_problem(path, pattern=None):
     "Describe why a clip cannot be read; return an empty string if nothing is wrong"
-    if path.is_dir(): return '' if frame_names(path) else 'a folder without frames'
+    if path.is_dir(): return '' if frame_names(path, pattern) else 'a folder without frames'
     if path.is_file() and path.stat().st_size: return ''
     return 'an empty file' if path.exists() else 'no such file'
 
@@ -30,13 +30,13 @@ def _similar_file(path):
     similar = first(sorted(path.parent.glob(f'{glob.escape(path.name)}.*'))) if path.name else None
     return f'There is {similar.name}: give `suff={similar.suffix!r}`. ' if similar else ''
 
-def check_clips(paths, path, where):
+def check_clips(paths, path, where, pattern=None):
     "Raise an error if the list is empty, or if a clip is missing or empty"
     if not paths: raise ValueError(f'{path}: no clips in the list. Give videos or folders of frames.')
-    bad = [i for i,o in enumerate(paths) if _file_problem(o)]
+    bad = [i for i,o in enumerate(paths) if _file_problem(o, pattern)]
     if not bad: return
     i,first_bad = bad[0],paths[bad[0]]
-    found = _file_problem(first_bad) + ('' if where(i) == first_bad else f' ({where(i)})')
+    found = _file_problem(first_bad, pattern) + ('' if where(i) == first_bad else f' ({where(i)})')
     todo = (f'{_similar_file(first_bad)}{len(bad)} of {len(paths)} clips are missing or empty '
             f'({preview_list(paths[bad])}). Extract or download them again, or remove them from the list.')
     raise VideoError(first_bad, found, todo)

@@ -25,16 +25,16 @@ from ..video.decode import VideoError
 from ..video.frame_folder import frame_files
 
 # %% ../../nbs/82_report.train_folder.ipynb #605a4683
-def _aspect_ratio(folder):
+def _aspect_ratio(folder, pattern):
     "Return width/height of the first frame in `folder`, None if it cannot be read"
-    try: w,h = load_frame(frame_files(folder)[0]).size
-    except VideoError: return None
+    try: w,h = load_frame(frame_files(folder, pattern)[0]).size
+    except (VideoError, IndexError): return None
     return w/h
 
-def _frame_shape(folders, size, n=50):
+def _frame_shape(folders, size, pattern=None, n=50):
     "Return height and width with short side `size`, and the median aspect ratio of up to `n` clips"
     sample = folders[::-(-len(folders)//n)] # evenly spaced
-    ratios = [o for o in map(_aspect_ratio, sample) if o] or [1]
+    ratios = [o for o in (_aspect_ratio(f, pattern) for f in sample) if o] or [1]
     ratio = statistics.median(ratios)
     return (size, round(size*ratio)) if ratio > 1 else (round(size/ratio), size)
 
@@ -56,6 +56,7 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
                  workers:int=None, # Loading processes; default: by the number of cores
                  augment:bool=True, # Augment the training clips, see `aug_clips`
                  flip:bool=False, # Flip half of them horizontally
+                 pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                 )->dict: # Name -> trained `Learner`, see `compare_models`
     "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
     folder,out = Path(folder),Path(out)
@@ -69,7 +70,7 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
     dls = VideoDataLoaders.from_path_func(
         folder, clips, parent_label, group=groups, valid_pct=valid_pct, seed=seed, cache=cache,
         seq_len=seq_len, bs=bs, largest_bs=16, sampler=partial(window_frames, step=step),
-        image_size=_frame_shape(clips.map(cache) if cache else clips, size),
+        image_size=_frame_shape(clips.map(cache) if cache else clips, size, pattern), pattern=pattern,
         num_workers=ifnone(workers, _default_workers()), batch_tfms=aug_clips(flip) if augment else None)
     learners = compare_models(dls, seconds=seconds)
     if not rank_distrib(): # only the first process writes
