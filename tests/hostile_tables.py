@@ -242,8 +242,8 @@ def valid_of(cells):
     return act
 
 
-for yes,no in (('True','False'), ('1','0'), ('yes','NO'), ('valid','train'), ('Val','Train'), ('test','train'),
-               ('t','f'), ('1.0','0.0'), ('dev','training'), (' true ','false')):
+for yes,no in (('True','False'), ('1','0'), ('yes','NO'), ('valid','train'), ('Val','Train'),
+               ('test','train'), ('t','f'), ('1.0','0.0'), ('dev','training'), (' true ','false')):
     gives(f'table: validation column of {yes!r} and {no!r}', valid_of([yes]*2+[no]*8), (['Ac0','Ac1'], 8))
 gives('table: a test set in a column', valid_of(['val','val','test']+['train']*7), (['Ac0','Ac1'], 7))
 gives('table: a class that is only validated', valid_of(['0','1']*5),

@@ -78,7 +78,8 @@ def _check_missing(labels, where):
     "Raise `ValueError` if a label is missing"
     for i,o in enumerate(labels):
         if not any(map(is_missing, as_list(o))): continue
-        raise ValueError(f'{where(i)}: the clip has no label ({o!r}). Give it one, or remove the clip.')
+        hint = " pandas reads the class 'None' or 'NA' as NaN: use `from_csv`." if isinstance(o, float) else ''
+        raise ValueError(f'{where(i)}: the clip has no label ({o!r}). Give it one, or remove the clip.{hint}')
 
 def _describe(o):
     "Return what a label or a part of it is"

@@ -229,7 +229,8 @@ def clip_paths(ds # Dataset of clips, e.g. `dls.train_ds`
 # %% ../../nbs/34_data.splits.ipynb #8ae86d32
 def dls_group(dls):
     "Return the function from a path to its group that `dls` was created with; None: groups are unknown"
-    return vars(dls.train).get('group')
+    dl = vars(dls.train).get('dl', dls.train) # a `DistributedDL` wraps the loader
+    return vars(dl).get('group')
 
 # %% ../../nbs/34_data.splits.ipynb #b85a9823
 def leaked_groups(dls, # `DataLoaders` of clips

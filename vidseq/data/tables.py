@@ -37,9 +37,10 @@ def _split_lines(text, delimiter, quoting):
     "Yield line number and cells of each row that is not blank"
     if len(delimiter) > 1: rows = enumerate((re.split(delimiter, o) for o in text.splitlines()), 1)
     else:
+        if quoting != csv.QUOTE_NONE: quoting = csv.QUOTE_MINIMAL # others would read cells as numbers
         reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, quoting=quoting, strict=True)
         rows = ((reader.line_num, o) for o in reader)
-    yield from ((i,[str(v) for v in o]) for i,o in rows if any(map(str.strip, o)))
+    yield from ((i,o) for i,o in rows if any(map(str.strip, o)))
 
 def _parse_rows(file, delimiter, quoting):
     text = _decode_table(file)
@@ -62,6 +63,8 @@ def read_table(file:Path, # File in csv format
                quoting:int=csv.QUOTE_MINIMAL, # Constant of the module `csv`
               )->pd.DataFrame: # Columns of text; the index has the numbers of the lines
     "Read a table as text; raise `ValueError` with the line if it is malformed"
+    if not (header in (None,'infer') or (isinstance(header, int) and header >= 0)):
+        raise ValueError(f'header={header!r}: not supported. Give None, or the number of rows before the names.')
     rows = _parse_rows(Path(file), delimiter, quoting)
     if header is not None: rows = rows[0 if header == 'infer' else header:]
     if not rows: raise ValueError(f'{file}: the table is empty. Give a row for each clip.')
