@@ -78,7 +78,7 @@ def _check_missing(labels, where):
     "Raise `ValueError` if a label is missing"
     for i,o in enumerate(labels):
         if not any(map(is_missing, as_list(o))): continue
-        hint = " pandas reads the class 'None' or 'NA' as NaN: use `from_csv`." if isinstance(o, float) else ''
+        hint = " pandas reads the class 'None' as NaN: use `from_csv`." if isinstance(o, float) else ''
         raise ValueError(f'{where(i)}: the clip has no label ({o!r}). Give it one, or remove the clip.{hint}')
 
 def _describe(o):

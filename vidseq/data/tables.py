@@ -64,7 +64,7 @@ def read_table(file:Path, # File in csv format
               )->pd.DataFrame: # Columns of text; the index has the numbers of the lines
     "Read a table as text; raise `ValueError` with the line if it is malformed"
     if not (header in (None,'infer') or (isinstance(header, int) and header >= 0)):
-        raise ValueError(f'header={header!r}: not supported. Give None, or the number of rows before the names.')
+        raise ValueError(f'header={header!r}: not supported. Give None or a number of rows.')
     rows = _parse_rows(Path(file), delimiter, quoting)
     if header is not None: rows = rows[0 if header == 'infer' else header:]
     if not rows: raise ValueError(f'{file}: the table is empty. Give a row for each clip.')
