@@ -33,7 +33,7 @@ def test_split_excludes_the_test_set(sets, tmp_path, capsys):
     "The table of `vidseq split` has the sets of the folders, and loaders read the classes as written"
     assert main(['split', str(sets), '--out', str(tmp_path/'split.csv')]) == 0
     table = pd.read_csv(tmp_path/'split.csv', dtype=str, keep_default_na=False)
-    sides = {o.split('/')[0]: v for o,v in zip(table.clip, table.is_valid)}
+    sides = {o.split('/')[0]: v for o,v in zip(table['clip'], table['is_valid'])}
     assert sides == {'train': 'False', 'val': 'True'} and len(table) == 8
     assert '4 clips in test are neither' in capsys.readouterr().err
     dls = VideoDataLoaders.from_csv(tmp_path, 'split.csv', folder='data', valid_col='is_valid', **small)
