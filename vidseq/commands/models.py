@@ -9,17 +9,25 @@ __all__ = []
 import sys
 
 from .arguments import (arg, as_json, command, csv, default, folder, for_each, model, number, path,
-                                       real, same_groups, write_report_csv)
+                                       pattern, real, same_groups, write_report_csv)
 from ..files import check_output
 
 # %% ../../nbs/94_commands.models.ipynb #b1746c31
+def _load_model(args):
+    "Load the model, which reads the frames that match `args.pattern` if it is given"
+    from vidseq.data.clip import clip_tfm
+    from vidseq.deploy.saving import load_pretrained
+    learn = load_pretrained(args.model)
+    if getattr(args, 'pattern', None) is not None:
+        for dl in learn.dls.loaders: clip_tfm(dl).pattern = args.pattern
+    return learn
+
 @command('predict', 'Print the most probable classes of videos.', model,
          arg('videos', type=path, nargs='+', metavar='VIDEO', help='video files, or folders of frames'),
-         arg('--top', type=number(low=1), default=3, help=f'number of classes {default}'), as_json)
+         arg('--top', type=number(low=1), default=3, help=f'number of classes {default}'), pattern, as_json)
 def _predict(args, out):
     from vidseq.deploy.predict import predict_video
-    from vidseq.deploy.saving import load_pretrained
-    learn,found = load_pretrained(args.model),{}
+    learn,found = _load_model(args),{}
     def predict(video):
         found[str(video)] = predict_video(learn, video, k=args.top)
         if args.json: return
@@ -42,16 +50,16 @@ def _warn_of_sets(clips):
          'interval over groups.', model, folder, same_groups,
          arg('--views', type=number(low=1, high=10_000), default=1,
              help=f'clips per video, whose probabilities are averaged {default}'),
-         arg('--crops', type=int, default=1, choices=(1,3), help=f'crops per clip {default}'), as_json)
+         arg('--crops', type=int, default=1, choices=(1,3), help=f'crops per clip {default}'),
+         pattern, as_json)
 def _evaluate(args, out):
     from fastai.vision.all import parent_label
     from vidseq.data.loader import get_clips
     from vidseq.data.splits import ucf_group
-    from vidseq.deploy.saving import load_pretrained
     from vidseq.evaluate.scores import evaluate
     from vidseq.train.learner import epoch_lines
     with epoch_lines():
-        learn = load_pretrained(args.model)
+        learn = _load_model(args)
         clips = get_clips(args.folder)
         _warn_of_sets(clips)
         dl = learn.dls.test_dl(clips, num_workers=0)
@@ -76,12 +84,11 @@ def _explain_nothing(timeline, threshold):
          arg('--threshold', type=real(low=0, high=1), default=.5,
              help=f'minimum probability of a reported class {default}'),
          arg('--fps', type=real(above=0, high=1e6), help='frames per second of a folder of frames'),
-         csv, as_json)
+         csv, pattern, as_json)
 def _timeline(args, out):
-    from vidseq.deploy.saving import load_pretrained
     from vidseq.deploy.timeline import predict_timeline, timeline_segments
     if args.csv: check_output(args.csv)
-    learn = load_pretrained(args.model)
+    learn = _load_model(args)
     timeline = predict_timeline(learn, args.video, window=args.window, stride=args.stride, fps=args.fps)
     segments = timeline_segments(timeline, args.threshold)
     if args.csv: write_report_csv(timeline, args.csv)
@@ -109,12 +116,11 @@ def _save_program(model, fname, clip):
          model, arg('out', type=path, metavar='OUT', help='OUT.onnx, or OUT.pt2 for a PyTorch program'))
 def _export(args, out):
     from vidseq.deploy.export import export_onnx
-    from vidseq.deploy.saving import load_pretrained
     formats = {'.onnx': export_onnx, '.pt2': _save_program}
     if args.out.suffix not in formats:
         raise ValueError(f'{args.out}: unknown format. Use the suffix .onnx, or .pt2 for a PyTorch program.')
     check_output(args.out)
-    learn = load_pretrained(args.model)
+    learn = _load_model(args)
     clip = _example_clip(learn)
     formats[args.out.suffix](learn.model, args.out, clip)
     shape = 'x'.join(map(str, (len(clip), *clip[0].shape[1:])))

@@ -18,6 +18,7 @@ from ..data.frame import load_frame
 from ..data.loader import get_clips
 from ..data.samplers import window_frames
 from ..data.splits import ucf_group
+from ..files import check_output
 from .compare import compare_models
 from .page import write_report
 from ..video.extract import FrameCache, print_problems
@@ -60,6 +61,7 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
                 )->dict: # Name -> trained `Learner`, see `compare_models`
     "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
     folder,out = Path(folder),Path(out)
+    check_output(out/'index.html') # before training
     clips,cache = get_clips(folder),None
     if clips[0].is_file():
         key = f'{zlib.crc32(str(folder.resolve()).encode()):08x}' # one cache for each source folder
