@@ -241,7 +241,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidseq.data.labels._check_missing': ('data.labels.html#_check_missing', 'vidseq/data/labels.py'),
                                     'vidseq.data.labels._check_uniform': ('data.labels.html#_check_uniform', 'vidseq/data/labels.py'),
                                     'vidseq.data.labels._describe': ('data.labels.html#_describe', 'vidseq/data/labels.py'),
-                                    'vidseq.data.labels._finite_number': ('data.labels.html#_finite_number', 'vidseq/data/labels.py'),
+                                    'vidseq.data.labels._finite_float': ('data.labels.html#_finite_float', 'vidseq/data/labels.py'),
                                     'vidseq.data.labels._infer_kind': ('data.labels.html#_infer_kind', 'vidseq/data/labels.py'),
                                     'vidseq.data.labels._is_default': ('data.labels.html#_is_default', 'vidseq/data/labels.py'),
                                     'vidseq.data.labels._look_like_numbers': ( 'data.labels.html#_look_like_numbers',

@@ -51,7 +51,7 @@ def _block_kind(block):
     return first(_setups[type(o)] for o in L(block.type_tfms) if type(o) in _setups)
 
 # %% ../../nbs/36_data.labels.ipynb #a8d69554
-def _finite_number(o):
+def _finite_float(o):
     "Return `o` as a finite float; raise `ValueError` if it is not one"
     number = float(o)
     if not math.isfinite(number): raise ValueError
@@ -59,11 +59,11 @@ def _finite_number(o):
 
 def _read_class(o):
     "Return a class; raise `ValueError` if it is not text or a finite number"
-    if isinstance(o, float): return _finite_number(o)
+    if isinstance(o, float): return _finite_float(o)
     if not isinstance(o, (str,int)): raise ValueError
     return o
 
-_read_value = dict(numbers=_finite_number, classes=_read_class)
+_read_value = dict(numbers=_finite_float, classes=_read_class)
 _expected = {'class': 'one class: text or a number', 'classes': 'a list of classes',
              'numbers': 'a finite number, or a list of them'}
 
