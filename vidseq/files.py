@@ -116,13 +116,15 @@ def _make_locked_part(parent):
 
 def _rename_part(part, dest, replace):
     "Rename `part` to `dest`; replace an existing `dest` if `replace` is True, otherwise keep it"
-    if replace and dest.exists():
-        old = _part_path(dest.parent)
+    old = _part_path(dest.parent) # moved first and deleted last, so `dest` is absent for a moment only
+    if replace:
         with suppress(FileNotFoundError): dest.rename(old) # another process may replace it at the same time
-        shutil.rmtree(old, ignore_errors=True)
     try: part.rename(dest)
     except OSError as e: # another process was faster: keep its folder
         if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not dest.is_dir(): raise
+    finally:
+        if old.exists() and not dest.exists(): old.rename(dest)
+        shutil.rmtree(old, ignore_errors=True)
 
 @contextmanager
 def atomic_folder(dest:Path, # Folder to create

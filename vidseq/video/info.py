@@ -57,6 +57,10 @@ def _first_frame(log):
         elif not log.rule and log.damaged < log.stored: break
     return frame
 
+def _header(stream):
+    return dict(declared=stream.frames, codec=stream.codec_context.name, time_base=stream.time_base,
+                rate=stream.average_rate or stream.guessed_rate)
+
 def _read_stream(path):
     "Return header, first frame, timestamps of the frames (None: to be decoded) and what is missing"
     with open_video(path) as (container, stream):
@@ -65,9 +69,7 @@ def _read_stream(path):
         except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
         if frame is None: raise VideoError(path, 'no frame could be decoded')
         if log.damaged == log.stored: raise VideoError(path, 'all frames are damaged')
-        header = dict(declared=stream.frames, codec=stream.codec_context.name, time_base=stream.time_base,
-                      rate=stream.average_rate or stream.guessed_rate)
-        return (header, frame, log.pts, log.missing()) if log.count(frame) else (header, frame, None, '')
+        return (_header(stream), frame, *((log.pts, log.missing()) if log.count(frame) else (None, '')))
 
 def _describe_missing(log, first_frame, n, n_corrupt):
     "Return what is missing from a video of which `n` frames decode, and `n_corrupt` with errors"
@@ -76,7 +78,7 @@ def _describe_missing(log, first_frame, n, n_corrupt):
     return log.missing() or (f'{n_corrupt} of {n} frames are damaged' if n_corrupt else '')
 
 def _decode_all(path, each=noop):
-    "Call `each` with number and frame; return timestamps, declared frames and what is missing"
+    "Call `each` with number and frame of a video; return its timestamps, its header and what is missing"
     pts,first_frame,n_corrupt,error = [],None,0,''
     with open_video(path) as (container, stream):
         log = _FileLog(container, stream)
@@ -89,7 +91,7 @@ def _decode_all(path, each=noop):
         except VideoError as e:
             if not pts or not isinstance(e.__cause__, av.FFmpegError): raise # not caused by damage
             error = e.found
-        return pts, stream.frames, error or _describe_missing(log, first_frame, len(pts), n_corrupt)
+        return pts, _header(stream), error or _describe_missing(log, first_frame, len(pts), n_corrupt)
 
 @cached_by_file(shared=True)
 def _decoded(path):
@@ -98,24 +100,26 @@ def _decoded(path):
     return dict(pts=pts, missing=missing)
 
 # %% ../../nbs/11_video.info.ipynb #fae0fd03
-def _variable_timing(pts, time_base):
+def _constant_timing(header): return dict(fps=float(header['rate'] or 0), variable_rate=False, times=None)
+
+def _variable_timing(pts, header):
     "Return the mean frame rate and the second at which each frame is shown; empty if the rate is constant"
     interval,variable = (0,False) if None in pts else frame_interval(pts)
     if not variable: return {}
-    seconds = float((max(pts)-min(pts)+interval)*time_base)
-    times = (np.sort(pts)-min(pts))*float(time_base)
-    return dict(fps=len(pts)/seconds, variable_rate=True, times=times.tolist())
+    time_base = float(header['time_base'])
+    times = (np.sort(pts)-min(pts))*time_base
+    return dict(fps=len(pts)/(times[-1]+interval*time_base), variable_rate=True, times=times.tolist())
 
 # %% ../../nbs/11_video.info.ipynb #d27e984c
 @cached_by_file(shared=False)
 def _video_info(path):
     "Return the fields of `video_info` as a dict"
     header,frame,pts,missing = _read_stream(path)
-    rate,time_base = header.pop('rate'),header.pop('time_base')
-    timing = dict(fps=float(rate or 0), variable_rate=False, times=None)
+    timing = _constant_timing(header)
     if not pts:
         pts,missing = _decoded(path).values()
-        timing |= _variable_timing(pts, time_base)
+        timing |= _variable_timing(pts, header)
+    del header['rate'], header['time_base']
     turns = FrameConverter.quarter_turns(frame)
     w,h = (frame.height,frame.width) if turns%2 else (frame.width,frame.height)
     duration = len(pts)/timing['fps'] if timing['fps'] else None
@@ -137,6 +141,14 @@ def video_info(path:str|Path # Video file
     Raise `VideoError` if no frame can be decoded."""
     return AttrDict(_video_info(path))
 
+# %% ../../nbs/11_video.info.ipynb #7b958409
+def decode_video(path, each=None, size=None):
+    "Decode a video like `scan_video`; return `fps`, `variable_rate` and `times` too, as `video_info` does"
+    to_bgr = FrameConverter(path, size, 'bgr24') # FFmpeg scales to BGR faster than to RGB
+    pts,header,missing = _decode_all(path, (lambda i,frame: each(i, to_bgr(frame))) if each else noop)
+    timing = _constant_timing(header) | _variable_timing(pts, header)
+    return AttrDict(timing, frames=len(pts), declared=header['declared'], missing=missing)
+
 # %% ../../nbs/11_video.info.ipynb #30952672
 def scan_video(path:str|Path, # Video file
                each=None, # Function to call with the number and array of each frame: upright H,W,3 uint8, BGR
@@ -145,6 +157,5 @@ def scan_video(path:str|Path, # Video file
     """Decode a whole video, count its frames and describe what is missing
 
     Raise `VideoError` if no frame can be decoded, or if a frame is too large."""
-    to_bgr = FrameConverter(path, size, 'bgr24') # FFmpeg scales to BGR faster than to RGB
-    pts,declared,missing = _decode_all(path, (lambda i,frame: each(i, to_bgr(frame))) if each else noop)
-    return AttrDict(frames=len(pts), declared=declared, missing=missing)
+    res = decode_video(path, each, size)
+    return AttrDict(frames=res.frames, declared=res.declared, missing=res.missing)
