@@ -23,7 +23,7 @@ from .splits import ListSplitter, known_group
 from .tables import PathReader, check_header, column_group, column_rule, label_reader
 from .tables import read_paths, read_table, whole_numbers
 from ..datasets.ucf101 import ucf101, ucf101_splits
-from ..video.extract import FrameCache
+from ..video.frame_cache import FrameCache
 
 # %% ../../nbs/37_data.block.ipynb #52789f3a
 def ClipBlock(seq_len:int=16, # Frames in a clip

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from fastai.vision.all import (BILINEAR, PILImage, RandomErasing, RandTransform, Tensor, fastuple,
                                image2tensor, patch, show_image, store_attr, to_image)
+from fastcore.all import AttrDict
 from fastcore.xml import Figcaption, Figure, Img, to_xml
 from PIL import features
 
@@ -23,8 +24,9 @@ from ..files import atomic_file
 from ..options import check_options, option_names
 from ..video.cache import is_first, run_folder
 from ..video.decode import EarlyEndError, extract_frames, pil_image, read_arrays, VideoError
-from ..video.frame_folder import frame_files, frame_names
+from ..video.frame_folder import frame_files, frame_names, read_unreplaced
 from ..video.info import limit_frames, video_info
+from ..video.source import read_source
 
 # %% ../../nbs/32_data.clip.ipynb #f288f83d
 def _as_frame(o):
@@ -231,7 +233,8 @@ class ImageTupleTfm(RandTransform):
 
     def encodes(self, path:Path|str):
         "Read only the sampled frames; raise `VideoError` if there are none or they are damaged"
-        if os.path.isdir(path): return ImageTuple(self._from_folder(path))
+        if os.path.isdir(path) or not os.path.exists(path):
+            return ImageTuple(read_unreplaced(path, lambda: self._from_folder(path)))
         try: return self._from_video(path)
         except EarlyEndError as e:
             limit_frames(path, e.n_frames, e.found)
@@ -248,12 +251,21 @@ class ImageTupleTfm(RandTransform):
         return ImageTuple(self.img_cls(pil_image(o).convert(mode)) for o in arrays)
 
     def _from_folder(self, folder):
+        if not os.path.isdir(folder): raise VideoError(folder, 'no such file', 'Check the path.')
         names = frame_names(folder, self.pattern)
         if not names:
             fix = 'Extract the frames again, or skip the folder.'
             raise VideoError(folder, 'a folder without frames', fix)
-        idxs = self.frame_numbers(folder, len(names), self.fps)
+        idxs = self._numbers_in_time(folder, self._folder_info(folder, len(names)))
         return [load_frame(f'{folder}/{names[i]}', self.size, self.img_cls) for i in idxs]
+
+    def _folder_info(self, folder, n_frames):
+        "Return the number of frames, and the rate and times that extraction recorded unless `fps` is given"
+        info = AttrDict(frames=n_frames, fps=self.fps, times=None)
+        if self.fps or not _means_seconds(self.sampler): return info
+        source = read_source(folder) or {}
+        if source.get('frames') != n_frames: return info
+        return AttrDict(info, fps=source.get('fps'), times=source.get('times'))
 
     def _numbers_in_time(self, path, info):
         "Return the frame numbers that the sampler chooses, by timestamps where it means seconds"

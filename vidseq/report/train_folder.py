@@ -6,7 +6,7 @@
 __all__ = ['train_folder']
 
 # %% ../../nbs/82_report.train_folder.ipynb #7f37f6eb
-import statistics, zlib
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from ..data.splits import ucf_group
 from ..files import check_output
 from .compare import compare_models
 from .page import write_report
-from ..video.extract import FrameCache, print_problems
 from ..video.decode import VideoError
+from ..video.extract import print_problems
+from ..video.frame_cache import FrameCache
 from ..video.frame_folder import frame_files
 
 # %% ../../nbs/82_report.train_folder.ipynb #605a4683
@@ -64,8 +65,7 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
     check_output(out/'index.html') # before training
     clips,cache = get_clips(folder),None
     if clips[0].is_file():
-        key = f'{zlib.crc32(str(folder.resolve()).encode()):08x}' # one cache for each source folder
-        cache = FrameCache.fill(out/f'frames-{key}', clips, size, root=folder)
+        cache = FrameCache.fill(out/'frames', clips, size)
         print_problems(cache.report)
         clips = cache.videos
     set_seed(seed)

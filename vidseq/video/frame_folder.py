@@ -199,6 +199,27 @@ def frame_files(folder:Path, # Folder of frames
     Raise `VideoError` if there are several kinds of images, or if none matches `pattern`."""
     return L(Path(folder)/o for o in frame_names(folder, pattern))
 
+# %% ../../nbs/12_video.frame_folder.ipynb #cb5a0f70
+_max_tries,_pause = 20,.01 # seconds
+
+def _folder_id(folder):
+    try: stat = os.stat(folder)
+    except OSError: return None
+    return stat.st_ino,stat.st_dev
+
+def read_unreplaced(folder, read):
+    "Return `read()`, which reads files in `folder`; call it again if the folder was replaced meanwhile"
+    for _ in range(_max_tries):
+        before = _folder_id(folder)
+        try:
+            res = read()
+            if _folder_id(folder) == before: return res
+        except (VideoError, OSError):
+            if _folder_id(folder) == before:
+                time.sleep(_pause) # absent, because it is being replaced?
+                if _folder_id(folder) == before: raise
+    return read()
+
 # %% ../../nbs/12_video.frame_folder.ipynb #becd661f
 def find_frame_folders(path):
     "Return the folders under `path` with images, and those without images or subfolders; both sorted"
