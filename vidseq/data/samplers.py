@@ -123,5 +123,7 @@ def slot_frames(times, # Sorted seconds of the frames, from 0
                 rate, # Slots per second
                )->list: # Frame numbers
     "Return the number of the frame that each slot shows"
-    slots = np.round(np.asarray(times)*rate) # the first slot of each frame
-    return (np.searchsorted(slots, np.arange(slots[-1]+1), 'right')-1).tolist()
+    starts = np.round(np.asarray(times)*rate) # the first slot of each frame
+    slots = np.arange(starts[-1]+1)
+    frames = np.searchsorted(starts, slots) # the first that starts in the slot, or the next one
+    return (frames - (starts[frames] > slots)).tolist()

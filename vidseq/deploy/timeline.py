@@ -9,6 +9,7 @@ __all__ = ['predict_timeline', 'plot_timeline', 'timeline_segments']
 import os
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from fastai.vision.all import Learner, chunked, ifnone, plt
 
 from ..data.clip import ImageTuple
 from ..data.frame import Frame, load_frame
+from ..data.samplers import slot_frames, slot_rate
 from ..parallel import progress
 from ..train.learner import learner_method
 from ..train.outputs import clip_reader, labels_of, predict_outputs
@@ -45,26 +47,49 @@ def sliding_windows(frames, # Iterable of functions that return a frame, e.g. `s
             start = _window_start(n, stride)
             kept = {k: v for k,v in kept.items() if k >= start}
 
+# %% ../../nbs/72_deploy.timeline.ipynb #04f4e4d5
+_max_gap = 600 # seconds between two frames
+
+def fill_slots(frames, # Iterable of functions with an attribute `time`: its second, or None
+               rate:float, # Slots per second; 0: one slot per frame
+              ): # Generator of the functions
+    "Repeat or drop frames so that each slot of `1/rate` seconds has the frame that is shown then"
+    n,start,shown = 0,None,SimpleNamespace(time=None) # filled slots; time of slot 0; the last frame
+    for frame in frames:
+        slot,time = n,frame.time if rate else None
+        if None not in (time, shown.time) and 0 < time-shown.time <= _max_gap: slot = round((time-start)*rate)
+        elif time is not None: start = time-n/rate # the first time, or a jump
+        for _ in range(slot-n): yield shown
+        if slot >= n: yield frame
+        n,shown = max(n, slot+1),frame
+
 # %% ../../nbs/72_deploy.timeline.ipynb #f17c1471
 def _folder_frames(files, size):
     for f in files: yield lambda f=f: load_frame(f, size)
 
-def _video_frames(source, size):
-    for convert in stream_frames(source, size): yield lambda convert=convert: Frame.from_array(convert())
+def _video_frames(source, size, rate):
+    for convert in fill_slots(stream_frames(source, size), rate):
+        yield lambda convert=convert: Frame.from_array(convert())
+
+def _open_container(source, tfm, fps):
+    "Return what `_open_source` does for an open PyAV container"
+    stream = source.streams.video[0]
+    size = tfm.size and min(tfm.size, stream.width, stream.height)
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    return _video_frames(source, size, 0 if fps else rate), fps or rate, None
 
 def _open_source(source, tfm, fps):
     "Return functions that make the frames, the frame rate (0: unknown), and the number of frames or None"
-    if not isinstance(source, (str,Path)):
-        stream = source.streams.video[0]
-        size = tfm.size and min(tfm.size, stream.width, stream.height)
-        return _video_frames(source, size),fps or float(stream.average_rate or stream.guessed_rate or 0),None
+    if not isinstance(source, (str,Path)): return _open_container(source, tfm, fps)
     if os.path.isdir(source):
         files = frame_files(source, tfm.pattern)
         if not files: raise VideoError(source, 'a folder without frames', 'Extract the frames again.')
         return _folder_frames(files, tfm.size),fps or tfm.fps or 0,len(files)
     info = video_info(source)
     size = tfm.size and min(tfm.size, info.width, info.height)
-    return _video_frames(source, size),fps or info.fps,info.frames
+    if fps or not info.times: return _video_frames(source, size, 0), fps or info.fps, info.frames
+    rate = slot_rate(info.times)
+    return _video_frames(source, size, rate), rate, len(slot_frames(info.times, rate))
 
 def _limit_seconds(frames, n_frames, seconds, rate):
     "Return the frames of the first `seconds`, and their number or None"
