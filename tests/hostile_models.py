@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import torch
@@ -250,6 +251,17 @@ for name,o in (('a trap', dict(weight=Trap())), ('a module', nn.Linear(2, 1)), (
                ('another shape', dict(state, weight=torch.ones(2,2))),
                ('nested', dict(model=dict(state_dict=1)))):
     refuses(f'weights: {name}', weights_file('w.pth', lambda p, o=o: torch.save(o, p)), 'w.pth: ')
+
+
+@lambda f: refuses('weights: a compressed file', f, 'w.pth: not a file of weights')
+def compressed(folder):
+    torch.save(dict(state, weight=torch.zeros(1, 10**6)), folder/'large.pth')
+    with zipfile.ZipFile(folder/'large.pth') as f: parts = {o: f.read(o) for o in f.namelist()}
+    with zipfile.ZipFile(folder/'w.pth', 'w', zipfile.ZIP_DEFLATED) as f:
+        for k,v in parts.items(): f.writestr(k, v)
+    read_weights(folder/'w.pth')
+
+
 gives('weights: of a training run', lambda p: (torch.save(dict(model=state, epoch=3), p/'a.pt'),
     sorted(read_weights(p/'a.pt')))[1], ['bias','weight'])
 refuses('weights: a folder', lambda p: read_weights(p), 'no such file', 'Check the path')
@@ -281,6 +293,8 @@ refuses('save: a loss with code', save_learner(lambda l: setattr(l, 'loss_func',
     'learn.export()')
 refuses('save: a lambda as sampler',
     save_learner(lambda l: setattr(l.dls.valid.dataset.tls[0].tfms.fs[0], 'sampler', lambda *a: 0)), 'data')
+refuses('save: a frame transform of your own', save_learner(
+    lambda l: l.dls.valid.dataset.tls[0].tfms.fs.append(print)), 'learn.dls', 'learn.export()')
 refuses('save: a card of objects', save_learner(lambda l: None, card=dict(a=object())), 'card.a', 'object')
 refuses('save: a license that is a number', save_learner(lambda l: None, card=dict(license=3)),
     'card.license')

@@ -55,7 +55,12 @@ def _check_unchanged(model, state, config):
         f'{e} The model was changed after it was created, so its settings do not describe it. '
         'Save with `own=True`, and give the model to `load_pretrained`.') from None
 
-def _is_parallel(model): return isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+def _unwrap_model(model):
+    "Return the model inside the wrappers of `torch.compile` and of training on several devices"
+    parallel = nn.DataParallel, nn.parallel.DistributedDataParallel
+    if isinstance(model, parallel): return _unwrap_model(model.module)
+    compiled = getattr(model, '_orig_mod', None)
+    return model if compiled is None else _unwrap_model(compiled)
 
 def _check_n_outputs(model, n):
     "Raise `ValueError` unless the last layer of `model` has `n` outputs"
@@ -106,7 +111,7 @@ def save_pretrained(learn:Learner, # Trained learner
     folder = Path(folder)
     if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder}: a file. Give a folder.')
     card = check_card(to_json(card or {}, 'card'))
-    model = learn.model.module if _is_parallel(learn.model) else learn.model
+    model = _unwrap_model(learn.model)
     state = _weights_of(model)
     settings = _all_settings(learn, model, state, own)
     settings['card'] = to_json(model_card(learn, group) | card, 'card') # last, because scores take time

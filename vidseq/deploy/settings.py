@@ -82,9 +82,15 @@ _clip_fields = dict(seq_len=whole(1, 1024), sampler=named(samplers), size=option
                     fps=optional(real(.001, 10000)), img_cls=one_of(*_img_classes),
                     pattern=optional(_file_pattern))
 
+def _last_tfm(tfms):
+    "Return the last transform, which must be the `ImageTupleTfm`; those before it find the path of a clip"
+    if tfms and type(tfms[-1]) is ImageTupleTfm: return tfms[-1]
+    found = type(tfms[-1]).__name__ if tfms else 'nothing'
+    raise ValueError(f'learn.dls: clips are made by {found}, which cannot be written as data. End the '
+                     'transforms of the clips with `ImageTupleTfm`, or use `learn.export()`.')
+
 def _clips_to_data(tfm):
     "Return the settings of the `ImageTupleTfm` `tfm`"
-    if tfm is None: raise ValueError('learn.dls: has no `ImageTupleTfm` to read clips. Use `learn.export()`.')
     img_cls = tfm.img_cls.__name__
     if _img_classes.get(img_cls) is not tfm.img_cls:
         raise ValueError(f'img_cls: {img_cls} cannot be written as data. Use {" or ".join(_img_classes)}.')
@@ -166,8 +172,10 @@ def settings_to_data(dls, # `DataLoaders` of clips
     dl = loaders[-1] if loaders else None
     tls = getattr(getattr(dl, 'dataset', None), 'tls', None)
     if tls is None: raise ValueError('learn.dls: not loaders of vidseq or fastai. Use `VideoDataLoaders`.')
-    tfm = next((o for o in tls[0].tfms.fs if isinstance(o, ImageTupleTfm)), None)
-    return dict(clips=_clips_to_data(tfm), labels=_labels_to_data(tls),
+    if dl.before_batch.fs:
+        raise ValueError('learn.dls: has transforms in `before_batch`, which cannot be written as data. '
+                         'Use `item_tfms` or `batch_tfms`, or `learn.export()`.')
+    return dict(clips=_clips_to_data(_last_tfm(tls[0].tfms.fs)), labels=_labels_to_data(tls),
                 item_tfms=_tfms_to_data(dl.after_item.fs), batch_tfms=_tfms_to_data(dl.after_batch.fs))
 
 def _check_channels(tfms, img_cls):

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/42_models.weights.ipynb #8781c895
-import re
+import re, zipfile
 from pathlib import Path
 
 import torch
@@ -49,8 +49,16 @@ def read_weights(fname:Path, # `.safetensors`, or a file of `torch.save`
         raise ValueError(f'{fname}: does not hold a state dict of tensors. Save `model.state_dict()`.')
     return {_current_name(k): v for k,v in state.items()}
 
+def _check_sizes(fname):
+    "Raise `ValueError` if a zip file holds more than its size; PyTorch writes its files without compression"
+    if not zipfile.is_zipfile(fname): return # the format before PyTorch 1.6
+    with zipfile.ZipFile(fname) as f: n = sum(o.file_size for o in f.infolist())
+    if n > fname.stat().st_size: raise ValueError('compressed')
+
 def _load_file(fname):
-    try: return torch.load(fname, map_location='cpu', weights_only=True)
+    try:
+        _check_sizes(fname)
+        return torch.load(fname, map_location='cpu', weights_only=True)
     except Exception as e: # the type of the error depends on the content of the file
         raise ValueError(f'{fname}: not a file of weights ({type(e).__name__}). '
                          'Write it with `torch.save(model.state_dict(), …)` or safetensors.') from e
