@@ -14,16 +14,17 @@ from itertools import islice
 from statistics import median
 
 import numpy as np
-from fastai.vision.all import Learner, num_distrib, plt
+from fastai.vision.all import Callback, CancelFitException, CancelTrainException, Learner, num_distrib, plt
 
 from ..data.show import plot_text
 from ..evaluate.scores import evaluate
+from ..files import check_range
 from ..models.conv3d import Conv3dModel
 from ..models.encoders import small_cnn
 from ..models.frame_models import ConvLSTMModel, RNNModel, SimpleModel
 from ..train.amp import DeviceMixedPrecision
 from ..train.distributed import broadcast_object
-from ..train.learner import video_learner
+from ..train.learner import data_device, video_learner
 
 # %% ../../nbs/80_report.compare.ipynb #1c08ade3
 default_models = {
@@ -35,11 +36,11 @@ default_models = {
     '3D convolutions': (Conv3dModel, 3e-3)} # name -> (model for `video_learner`, learning rate)
 
 # %% ../../nbs/80_report.compare.ipynb #43b8f783
-def _time_steps(learn, n_batches):
-    "Return the seconds that each of `n_batches` training batches took to load, and to compute"
-    model,loads,steps = deepcopy(learn.model).train().to(learn.dls.device),[],[]
+def _time_steps(learn, n_batches, max_seconds):
+    "Return the seconds that each of up to `n_batches` training batches took to load, and to compute"
+    model,loads,steps = deepcopy(learn.model).train().to(data_device(learn.dls)),[],[]
     amp = next((o.make_autocast() for o in learn.cbs if isinstance(o, DeviceMixedPrecision)), nullcontext())
-    previous = time.perf_counter()
+    start = previous = time.perf_counter()
     for x,y in islice(learn.dls.train, n_batches):
         loaded = time.perf_counter()
         loads.append(loaded-previous)
@@ -47,6 +48,7 @@ def _time_steps(learn, n_batches):
         loss.backward()
         previous = time.perf_counter()
         steps.append(previous-loaded)
+        if previous-start > max_seconds: break
     return loads,steps
 
 def epochs_for(learn:Learner, # Learner to measure; it is not changed
@@ -54,33 +56,76 @@ def epochs_for(learn:Learner, # Learner to measure; it is not changed
                n_batches:int=5, # Batches to measure
               )->int: # At least 1
     "Estimate how many epochs of `learn` fit into `seconds` on this machine"
-    loads,steps = _time_steps(learn, n_batches+1)
+    loads,steps = _time_steps(learn, n_batches+1, seconds/20)
     load,step = (median(o[1:] or o) for o in (loads,steps)) # the first batch includes warm-up
     startup = max(loads[0]-load, 0) if learn.dls.train.fake_l.num_workers else 0 # of workers, in each epoch
     n_batches = (len(learn.dls.train) + len(learn.dls.valid))/max(num_distrib(), 1) # per process
     return max(1, round(seconds/(2*startup + (load+step)*n_batches)))
 
+# %% ../../nbs/80_report.compare.ipynb #ccc9ed72
+class FollowClock(Callback):
+    "Follow the schedule of a fit by the clock, and end the fit `seconds` after now, with a validation"
+    order,run_valid = 55,False # before `ParamScheduler`
+    def __init__(self, seconds:float, # Time for training and validation
+                 clock=time.perf_counter): # Function that returns the time in seconds
+        self.seconds,self.clock,self.start,self.times = seconds,clock,clock(),[]
+        self.valid_time = self.batch_time = None
+
+    def elapsed(self):
+        "Return the seconds since the start, by the clock of the first process"
+        return broadcast_object(self.clock()-self.start)
+
+    def before_epoch(self):
+        "End the fit if there is no time for another batch and validation"
+        if self.times and self.elapsed()+self.batch_time+self.valid_time >= self.seconds:
+            raise CancelFitException()
+
+    def before_train(self): self.train_start = self.elapsed()
+
+    def before_batch(self):
+        "Set the position in the schedule; end the epoch when it is time for the last validation"
+        now = self.elapsed()
+        if self.iter: self.batch_time = (now-self.train_start)/self.iter
+        reserve = self.valid_time
+        if reserve is None: reserve = (self.batch_time or 0)*len(self.dls.valid) # before the first validation
+        time_left = self.seconds-reserve-now
+        if self.iter and time_left <= 0: raise CancelTrainException()
+        self.learn.pct_train = now/(now+time_left) if time_left > 0 else 1.
+
+    def after_cancel_train(self): self.recorder.cancel_train = False # the epoch has a training loss
+
+    def before_validate(self): self.valid_start = self.elapsed()
+
+    def after_validate(self):
+        "Measure the validation"
+        now = self.elapsed()
+        self.valid_time = now-self.valid_start
+        if self.batch_time is None: self.batch_time = self.valid_start-self.train_start
+
+    def after_epoch(self): self.times.append(self.elapsed())
+
 # %% ../../nbs/80_report.compare.ipynb #3c16b6f6
 def _train_for(learn, lr, seconds, name):
-    "Train `learn` for about `seconds` and return its number of epochs, time and metrics"
-    n_epochs = broadcast_object(epochs_for(learn, seconds))
-    print(f'{name}: {n_epochs} epochs')
-    start = time.perf_counter()
-    learn.fit_one_cycle(n_epochs, lr)
-    seconds = round(time.perf_counter()-start, 1)
+    "Train `learn` for `seconds` and return its number of epochs, time and metrics"
+    print(f'{name}: {seconds:g} seconds')
+    clock = FollowClock(seconds)
+    most = max(round(100*epochs_for(learn, seconds)), 1) # the estimate can be wrong
+    learn.fit_one_cycle(broadcast_object(most), lr, cbs=clock)
+    times = [round(o, 1) for o in clock.times]
     curve = [list(map(float, o)) for o in learn.recorder.values] # copied: predicting clears the recorder
-    return dict(epochs=n_epochs, seconds=seconds, curve=curve, valid_loss=curve[-1][1])
+    return dict(epochs=len(curve), seconds=times[-1], times=times, curve=curve, valid_loss=curve[-1][1])
 
 def compare_models(dls, # `DataLoaders` of clips
                    models:dict=None, # Name -> (model for `video_learner`, rate); default: `default_models`
                    seconds:float=60, # Training time of each model
                    **kwargs # Passed to `video_learner`
                   )->dict: # Name -> trained `Learner`
-    """Train each model for about `seconds` and score it on the validation set.
+    """Train each model for `seconds`, kept by the clock, and score it on the validation set.
 
     Training uses half precision where the device supports it, and all processes of a launcher.
     Each learner gets an attribute `report`: a dict of `scores` (see `evaluate`), `valid_loss`, `epochs`,
-    `seconds` and `curve` (the metrics after each epoch)."""
+    `seconds`, and `curve` and `times` (the metrics and the seconds after each epoch)."""
+    check_range('seconds', seconds, above=0, whole=False)
     learners = {}
     for name,(model,lr) in (models or default_models).items():
         learn = video_learner(dls, model, **kwargs).to_amp()
@@ -104,7 +149,7 @@ def plot_curves(learners:dict # From `compare_models`
     fig,axs = plt.subplots(1, 2, figsize=(11,3.6))
     for name,learn in learners.items():
         values = np.array(learn.report['curve']) # epochs, (train_loss, valid_loss, accuracy)
-        seconds = np.arange(1, len(values)+1)/len(values)*learn.report['seconds']
+        seconds = learn.report['times']
         for ax,col,title in zip(axs, (1,2), ('validation loss','validation accuracy')):
             ax.plot(seconds, values[:,col], marker='.', label=plot_text(name))
             ax.set(title=title, xlabel='seconds of training')

@@ -84,9 +84,14 @@ def _page(title, *body):
                 Style(NotStr(_css)))
     return to_xml(Html(head, Body(H1(title), *body), lang='en'), indent=False)
 
-def _intro(dls, about):
+def _training_times(learners):
+    "Return a sentence with the shortest and the longest training time"
+    times = [o.report['seconds'] for o in learners.values()]
+    return f'Every model was trained for {min(times):g} to {max(times):g} seconds.'
+
+def _intro(dls, about, learners):
     counts = f'{len(dls.train.items)} training clips and {len(dls.valid.items)} validation clips'
-    about = f'{about} Every model was trained for about the same time.'
+    about = f'{about} {_training_times(learners)}'
     return P(f'{counts} of {len(dls.vocab)} classes. {about}')
 
 def _score_table(learners, best):
@@ -104,7 +109,7 @@ def _confusion(name, scores):
 def _sections(learners, best, about, source, n_clips):
     "Return what the page shows below its title"
     learn = learners[best]
-    return (_intro(learn.dls, about),
+    return (_intro(learn.dls, about, learners),
             H2('Scores'), _score_table(learners, best),
             H2('Learning curves'),
             _plot(lambda: plot_curves(learners), 'validation loss and accuracy over time'),
