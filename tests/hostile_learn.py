@@ -1,12 +1,17 @@
 """Hostile files of interrupted training, and hostile arguments of learners and models."""
 from functools import cache, partial
+from itertools import product
 
+import pandas as pd
 import torch
 from fastai.vision.all import CrossEntropyLossFlat, DataLoader, DataLoaders, nn, resnet18, set_seed
 from hostile import gives, refuses
+from PIL import Image
 from torchvision.models.video import r3d_18
 
+from vidseq.data.block import ClipBlock, VideoDataLoaders, get_action_dataloaders
 from vidseq.data.clip import ImageTupleTfm
+from vidseq.data.loader import get_clips
 from vidseq.data.samplers import spread_frames, window_frames
 from vidseq.models.conv3d import Conv3dModel, VideoModel
 from vidseq.models.encoders import small_cnn
@@ -192,3 +197,41 @@ for name,sampler,words in (
         ('text', 'spread', 'is not a function'), ('None', None, 'is not a function'),
         ('argument', partial(spread_frames, x=3), 'unknown argument `x`')):
     refuses(f'sampler: {name}', lambda p, o=sampler: ImageTupleTfm(4, o), words)
+
+# Options of loaders
+
+
+def loaders(create, **kwargs):
+    "Return a function of a folder that creates loaders from four clips of two classes in it"
+    def act(folder):
+        for i,name in product(range(4), 'ab'):
+            frames = folder/name/f'clip{i}'
+            frames.mkdir(parents=True)
+            Image.new('RGB', (8,8)).save(frames/'0.jpg')
+        return len(create(folder, **(dict(seq_len=1, image_size=8, bs=2, num_workers=0, seed=0) | kwargs)).train)
+    return act
+
+
+def from_table(folder, **kwargs):
+    rows = [(f'{o}/clip{i}', o) for i,o in product(range(4), 'ab')]
+    return VideoDataLoaders.from_df(pd.DataFrame(rows, columns=['file','class']), folder, **kwargs)
+
+
+meant = dict(img_size='image_size', n_frames='seq_len', frames='seq_len', batch_size_='batch_size',
+             n_workers='num_workers', sed='seed', smapler='sampler', val_pct='valid_pct', drop_lst='drop_last',
+             batch_tfm='batch_tfms', skipbad='skip_bad', normalise='normalize', split='splitter')
+for wrong,right in meant.items():
+    refuses(f'loaders: {wrong}', loaders(VideoDataLoaders.from_folder, **{wrong: 3}),
+            f'unknown argument `{wrong}` (did you mean `{right}`?)')
+refuses('loaders: lable_col', loaders(from_table, lable_col=1), 'did you mean `label_col`?')
+refuses('loaders: two unknown', loaders(VideoDataLoaders.from_folder, img_size=3, n_frames=4), '`image_size`',
+        '`seq_len`')
+refuses('loaders: an unlike name', loaders(VideoDataLoaders.from_folder, zzz=3), '`zzz`', 'Accepted:', 'image_size')
+refuses('loaders: n_frames of the tutorial',
+        loaders(lambda p, **kwargs: get_action_dataloaders(get_clips(p), n_frames=4, **kwargs)), '`seq_len`')
+for name in ('n_frames', 'img_size', 'kernel'):
+    refuses(f'ClipBlock: {name}', lambda p, name=name: ClipBlock(**{name: 4}),
+            f'ClipBlock: unknown argument `{name}`')
+gives('loaders: options of fastai',
+      loaders(VideoDataLoaders.from_folder, val_bs=1, shuffle=False, drop_last=True, pin_memory=False,
+              after_iter=lambda: None, skip_bad=True, verbose=False, device='cpu'), 3)

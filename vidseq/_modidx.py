@@ -141,6 +141,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vidseq/data/block.py'),
                                    'vidseq.data.block._add_normalize': ('data.block.html#_add_normalize', 'vidseq/data/block.py'),
                                    'vidseq.data.block._check_batch_size': ('data.block.html#_check_batch_size', 'vidseq/data/block.py'),
+                                   'vidseq.data.block._check_loader_options': ( 'data.block.html#_check_loader_options',
+                                                                                'vidseq/data/block.py'),
                                    'vidseq.data.block._choose_labels': ('data.block.html#_choose_labels', 'vidseq/data/block.py'),
                                    'vidseq.data.block._choose_rule': ('data.block.html#_choose_rule', 'vidseq/data/block.py'),
                                    'vidseq.data.block._default_batch_size': ('data.block.html#_default_batch_size', 'vidseq/data/block.py'),

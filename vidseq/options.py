@@ -46,11 +46,12 @@ def check_options(caller:str, # Name of the function, for the message
     names = '' if has_all or hint else f' Accepted: {", ".join(accepted)}.'
     raise OptionError(f'{caller}: unknown argument {", ".join(found)}.{names}{hint and " "}{hint}')
 
-def option_names(f # Function or class
+def option_names(f, # Function or class
+                 partly=False, # Return those with a name if `f` accepts any
                 ):
     "Return the names of the keyword arguments of `f`; None if it accepts any"
     parameters = inspect.signature(f).parameters
-    if any(o.kind == o.VAR_KEYWORD for o in parameters.values()): return None
+    if not partly and any(o.kind == o.VAR_KEYWORD for o in parameters.values()): return None
     return [k for k,o in parameters.items() if o.kind in (o.POSITIONAL_OR_KEYWORD, o.KEYWORD_ONLY)]
 
 def checks_options(f):

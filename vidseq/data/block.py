@@ -23,9 +23,11 @@ from .splits import ListSplitter, known_group
 from .tables import PathReader, check_header, column_group, column_rule, label_reader
 from .tables import read_paths, read_table, whole_numbers
 from ..datasets.ucf101 import ucf101, ucf101_splits
+from ..options import check_options, checks_options, option_names
 from ..video.frame_cache import FrameCache
 
 # %% ../../nbs/37_data.block.ipynb #52789f3a
+@checks_options
 def ClipBlock(seq_len:int=16, # Frames in a clip
               sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
               size:int=None, # Scale frames down to this short side when reading them, which is faster
@@ -92,6 +94,15 @@ def _choose_rule(paths, classes, splitter, group, valid_pct, seed, train, valid)
     label = dict(zip(paths, classes)).__getitem__ if classes else None
     return split_rule(paths, None, group, valid_pct, seed, label, train, valid)
 
+def _check_loader_options(options, is_table):
+    "Raise `OptionError` for names in `options` that neither `_from_items` nor the loaders accept"
+    loaders = options.get('dl_type', ClipDL)
+    sources = [_from_items, DataBlock.dataloaders, Datasets.dataloaders, ClipDL, loaders]
+    if is_table: sources.append(VideoDataLoaders.from_df)
+    names = dict.fromkeys(k for o in sources for k in option_names(o, partly=True))
+    known = [o for o in names if o not in (*_internal_args, 'self', 'source', 'dataset')]
+    if option_names(loaders): check_options('VideoDataLoaders', options, known)
+
 @delegates(DataLoaders.from_dblock, but=['dblock','source'])
 def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 where=None, # Function from the index of a clip to its place, for error messages
@@ -121,6 +132,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 cache:Path=None, # Folder to extract frames to and load them from, or a `FrameCache`
                 **kwargs):
     "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"
+    _check_loader_options(kwargs, is_table)
     paths = L(paths)
     where = where or paths.__getitem__
     check_clips(paths, path, where, pattern)

@@ -19,6 +19,7 @@ from ..data.loader import get_clips
 from ..data.samplers import window_frames
 from ..data.splits import ucf_group
 from ..files import check_output
+from ..options import checks_options
 from .compare import compare_models
 from .page import write_report
 from ..video.decode import VideoError
@@ -45,6 +46,7 @@ def _default_workers():
     return 0 if defaults.cpus <= 2 else min(defaults.cpus-1, 8)
 
 # %% ../../nbs/82_report.train_folder.ipynb #ebc3dae7
+@checks_options
 def train_folder(folder:Path, # Class folders of videos or frames, also in `train` and `valid` folders
                  out:Path, # Folder for the frames, the page, the scores and the best model
                  groups:str=None, # Regular expression for the group in a file name, see `group_by`
