@@ -208,7 +208,8 @@ def loaders(create, **kwargs):
             frames = folder/name/f'clip{i}'
             frames.mkdir(parents=True)
             Image.new('RGB', (8,8)).save(frames/'0.jpg')
-        return len(create(folder, **(dict(seq_len=1, image_size=8, bs=2, num_workers=0, seed=0) | kwargs)).train)
+        usual = dict(seq_len=1, image_size=8, bs=2, num_workers=0, seed=0)
+        return len(create(folder, **usual | kwargs).train)
     return act
 
 
@@ -218,15 +219,16 @@ def from_table(folder, **kwargs):
 
 
 meant = dict(img_size='image_size', n_frames='seq_len', frames='seq_len', batch_size_='batch_size',
-             n_workers='num_workers', sed='seed', smapler='sampler', val_pct='valid_pct', drop_lst='drop_last',
-             batch_tfm='batch_tfms', skipbad='skip_bad', normalise='normalize', split='splitter')
+             n_workers='num_workers', sed='seed', smapler='sampler', val_pct='valid_pct',
+             drop_lst='drop_last', batch_tfm='batch_tfms', skipbad='skip_bad', normalise='normalize', split='splitter')
 for wrong,right in meant.items():
     refuses(f'loaders: {wrong}', loaders(VideoDataLoaders.from_folder, **{wrong: 3}),
             f'unknown argument `{wrong}` (did you mean `{right}`?)')
 refuses('loaders: lable_col', loaders(from_table, lable_col=1), 'did you mean `label_col`?')
 refuses('loaders: two unknown', loaders(VideoDataLoaders.from_folder, img_size=3, n_frames=4), '`image_size`',
         '`seq_len`')
-refuses('loaders: an unlike name', loaders(VideoDataLoaders.from_folder, zzz=3), '`zzz`', 'Accepted:', 'image_size')
+refuses('loaders: an unlike name', loaders(VideoDataLoaders.from_folder, zzz=3), '`zzz`', 'Accepted:',
+        'image_size')
 refuses('loaders: n_frames of the tutorial',
         loaders(lambda p, **kwargs: get_action_dataloaders(get_clips(p), n_frames=4, **kwargs)), '`seq_len`')
 for name in ('n_frames', 'img_size', 'kernel'):
