@@ -220,7 +220,8 @@ def from_table(folder, **kwargs):
 
 meant = dict(img_size='image_size', n_frames='seq_len', frames='seq_len', batch_size_='batch_size',
              n_workers='num_workers', sed='seed', smapler='sampler', val_pct='valid_pct',
-             drop_lst='drop_last', batch_tfm='batch_tfms', skipbad='skip_bad', normalise='normalize', split='splitter')
+             drop_lst='drop_last', batch_tfm='batch_tfms', skipbad='skip_bad', normalise='normalize',
+             split='splitter')
 for wrong,right in meant.items():
     refuses(f'loaders: {wrong}', loaders(VideoDataLoaders.from_folder, **{wrong: 3}),
             f'unknown argument `{wrong}` (did you mean `{right}`?)')
