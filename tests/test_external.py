@@ -29,10 +29,13 @@ import vidseq.datasets.download as downloads
 from make_archives import (
     make_rar, make_tar, make_zip, packed, packers, plain, rar, rar_file, tar, tar_member, zipped_link)
 from vidseq.datasets import archives
+from vidseq.datasets import hmdb51 as hmdb51_module
 from vidseq.datasets import ucf101 as ucf101_module
 from vidseq.datasets.archives import _member_path, class_folder, unrar
 from vidseq.datasets.download import download
-from vidseq.datasets.ucf101 import read_list_names, ucf101, ucf101_splits
+from vidseq.datasets.hmdb51 import hmdb51, hmdb51_splits, hmdb_group
+from vidseq.datasets.lists import read_list_names
+from vidseq.datasets.ucf101 import ucf101, ucf101_splits
 
 clips = {
     'UCF-101/Archery/a.avi': b'a'*5000,
@@ -704,6 +707,73 @@ def test_ucf101_fails_early(serve, tmp_path, monkeypatch):
         with pytest.raises(OSError, match='were expected'): ucf101(url=s.url)
         assert len(s.asked) == 1 and not (tmp_path/'data'/'UCF101').exists()
 
+
+# ---- HMDB51
+
+titles = ('April_09', 'RATRACE', 'Movie_2', '#20_Rhythm')
+def hmdb_names(c): return [f'{o}_{c}_u_nm_np1_ba_goo_{i}.avi' for i,o in enumerate(titles)]
+hmdb_videos = {c: hmdb_names(c) for c in ('brush_hair','wave')}
+
+
+def class_rar(name, folder=True):
+    "Return the rar of one class of HMDB51, with or without its folder"
+    files = [f'{name}/{o}' if folder else o for o in hmdb_videos[name]]
+    return make_rar((o, o.split('/')[-1].encode()) for o in files)
+
+
+def hmdb_lists():
+    "Return the rar of the lists, whose codes rotate: 1, 1, 2, 0"
+    def lines(names, k): return ''.join(f'{o} {(1,1,2,0)[(i+k)%4]} \n' for i,o in enumerate(names)).encode()
+    lists = {f'{c}_test_split{k}.txt': lines(names, k-1) for c,names in hmdb_videos.items() for k in (1,2,3)}
+    return make_rar((f'testTrainMulti_7030_splits/{k}', v) for k,v in lists.items())
+
+
+@pytest.fixture
+def serve_hmdb51(serve, tmp_path, monkeypatch):
+    "Return a function that starts a server with a small HMDB51"
+    monkeypatch.setattr(hmdb51_module, 'fastai_path', lambda key: tmp_path/key)
+    def start(videos):
+        files = {'hmdb51_org.rar': videos, 'test_train_splits.rar': hmdb_lists()}
+        return serve(lambda h, n, start: resume(h, n, start, files[h.path.split('/')[-1]]))
+    return start
+
+
+layouts = dict(
+    official=[(f'{c}.rar', class_rar(c)) for c in hmdb_videos],
+    in_a_folder=[(f'hmdb51_org/{c}.rar', class_rar(c)) for c in hmdb_videos],
+    without_folders=[(f'{c}.rar', class_rar(c, folder=False)) for c in hmdb_videos])
+
+
+@pytest.mark.parametrize('layout', layouts.values(), ids=list(layouts))
+def test_hmdb51(layout, serve_hmdb51, tmp_path):
+    s = serve_hmdb51(make_rar(layout))
+    path = hmdb51(url=s.url)
+    assert path == tmp_path/'data'/'HMDB51'/'hmdb51_org'
+    files = {f'{c}/{o}': o.encode() for c,names in hmdb_videos.items() for o in names}
+    assert contents(path) == files
+    for k in (1,2,3):
+        train,valid = hmdb51_splits(path, k)
+        assert len(train) == 4 and [o.name for o in valid] == [v[3-k] for v in hmdb_videos.values()]
+        assert not {hmdb_group(o) for o in train} & {hmdb_group(o) for o in valid}
+    assert hmdb51(url='http://127.0.0.1:1/never-asked') == path
+    assert {hmdb_group(o) for o in path.glob('*/*')} == set(titles)
+
+
+damaged = bytearray(class_rar('wave'))
+damaged[damaged.index(b'Movie_2', 300)] ^= 1
+wrong_videos = dict(
+    no_rar=(make_rar([('wave/a.avi', b'x')]), 'hmdb51_org.rar: no rar files in it'),
+    damaged=(make_rar([('wave.rar', bytes(damaged))]), 'wave.rar'),
+    page=(b'<html>', 'hmdb51_org.rar: neither'))
+
+
+@pytest.mark.parametrize('videos,message', wrong_videos.values(), ids=list(wrong_videos))
+def test_wrong_archives_of_hmdb51(videos, message, serve_hmdb51, tmp_path):
+    with pytest.raises(ValueError, match=message): hmdb51(url=serve_hmdb51(videos).url)
+    assert os.listdir(tmp_path/'data') == []
+
+
+# ---- Lists
 
 names = st.from_regex(r'[A-Za-z]\w{0,8}/v_[\w .-]{0,8}_g\d\d_c\d\d\.avi', fullmatch=True)
 line_ends = st.sampled_from(['\n', '\r\n'])

@@ -7,6 +7,7 @@ from vidseq.video.extract import *
 from vidseq.datasets.archives import *
 from vidseq.datasets.download import *
 from vidseq.datasets.ucf101 import *
+from vidseq.datasets.hmdb51 import *
 from vidseq.datasets.shapes import *
 from vidseq.data.samplers import *
 from vidseq.data.frame import *

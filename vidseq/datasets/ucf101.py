@@ -6,16 +6,15 @@
 __all__ = ['ucf101', 'ucf101_splits']
 
 # %% ../../nbs/22_datasets.ucf101.ipynb #9c493c0c
-import re
 from pathlib import Path
 
 from fastai.data.external import fastai_path
-from fastcore.all import L, ifnone
+from fastcore.all import ifnone
 
 from .archives import class_folder, extract_archive
 from .download import download
-from ..files import atomic_folder, preview_list, process_lock
-from ..video.decode import video_extensions
+from .lists import clip_key, find_lists, pick_clips, read_list
+from ..files import atomic_folder, process_lock
 
 # %% ../../nbs/22_datasets.ucf101.ipynb #ef438b83
 ucf101_url = 'https://www.crcv.ucf.edu/data/UCF101'
@@ -43,32 +42,10 @@ def ucf101(dest:Path=None, # Folder to create; default: `UCF101` in fastai's dat
                 for o in archives: extract_archive(o, folder)
     return class_folder(dest)
 
-# %% ../../nbs/22_datasets.ucf101.ipynb #9e36c728
-def read_list_names(text):
-    "Return the clip names in the `text` of an official list, without the class numbers"
-    return [re.sub(r'\s+\d+$', '', o.strip()) for o in text.splitlines() if o.strip()]
-
 # %% ../../nbs/22_datasets.ucf101.ipynb #814da3a5
-def _find_lists(path, fname):
-    "Return the folder of official lists that contains `fname`, for the class folders in `path`"
-    folders = [o/'ucfTrainTestlist' for o in (path, *path.absolute().parents[:2])]
-    for o in folders:
-        if (o/fname).exists(): return o
-    raise ValueError(f'{folders[1]/fname}: list not found. Extract {ucf101_url}/{_lists_archive} there, '
-                     'or give the folder of the lists as `lists`.')
-
-def _clip_key(name):
-    "Return `class/name` of a clip, without the extension"
-    return Path(name).with_suffix('').as_posix()
-
-def _clips_by_key(path):
-    "Return the videos, or folders of frames, in the class folders of `path`, by `class/name`"
-    clips = (o for o in sorted(path.glob('*/*')) if o.is_dir() or o.suffix.lower() in video_extensions)
-    return {_clip_key(o.relative_to(path)): o for o in clips}
-
 def _list_keys(fname):
     "Return the keys of the clips in the official list `fname`"
-    return [_clip_key(o) for o in read_list_names(fname.read_text(encoding='utf-8'))]
+    return [clip_key(o.name) for o in read_list(fname)]
 
 def ucf101_splits(path:Path, # Folder of UCF101's class folders, with videos or folders of frames
                   fold:int=1, # Number of the split: 1, 2 or 3
@@ -82,13 +59,7 @@ def ucf101_splits(path:Path, # Folder of UCF101's class folders, with videos or 
     path = Path(path)
     if fold not in (1,2,3): raise ValueError(f'fold: {fold} does not exist. UCF101 has the folds 1, 2 and 3.')
     train,test = f'trainlist0{fold}.txt',f'testlist0{fold}.txt'
-    lists = Path(lists) if lists else _find_lists(path, train)
-    clips = _clips_by_key(path)
+    source = f'{ucf101_url}/{_lists_archive}'
+    lists = Path(lists) if lists else find_lists(path, 'ucfTrainTestlist', train, source)
     sides = [_list_keys(lists/o) for o in (train, test)]
-    n = sum(map(len, sides))
-    missing = [o for side in sides for o in side if o not in clips]
-    if missing and not (missing_ok and len(missing) < n):
-        found = f'{len(missing)} of the {n} clips of fold {fold} are missing: {preview_list(missing)}'
-        raise ValueError(f'{path}: {found}. '
-                         'Give the folder of the class folders, or missing_ok=True for a subset of UCF101.')
-    return tuple(L(clips[o] for o in side if o in clips) for side in sides)
+    return pick_clips(path, sides, f'fold {fold} of UCF101', missing_ok)
