@@ -1,4 +1,4 @@
-"""Hostile archives and downloads: unsafe names, bombs, wrong sizes, links, damage, wrong arguments."""
+"""Hostile archives: unsafe and equal names, bombs, wrong sizes, links, damage, and other files."""
 import bz2
 import gzip
 import io
@@ -10,11 +10,10 @@ import warnings
 import zipfile
 
 from hostile import gives, refuses
-from make_archives import (make_tar, make_zip, packed, packers, plain, rar, rar_file, tar, tar_member,
-                           zipped_link)
+from make_archives import (
+    make_tar, make_zip, packed, packers, plain, rar, rar5, rar5_file, rar_file, tar, tar_member, zipped_link)
 
 from vidseq.datasets.archives import class_folder, unrar
-from vidseq.datasets.download import download
 
 video = ('Archery/a.avi', b'video')
 
@@ -61,7 +60,7 @@ for name,problem in {
         'a/\u202eiva.exe': 'reversed text', 'a/x\u2028.avi': 'a line separator',
         'é'*128 + '.avi': 'a name of 260 bytes'}.items():
     each_format(name, problem, 'points outside the archive, or is not valid on every system')
-each_format(deep, '400 nested folders', '401 nested folders')
+each_format(deep, '400 nested folders', '400 nested folders')
 each_format('/'.join(['x'*60]*20), 'a long path', 'a path of 1219 characters')
 each_format('archery/b.avi', 'folders that differ in case', "'Archery' and 'archery' have the same name")
 each_format('Archery/A.AVI', 'files that differ in case', "'Archery/A.AVI' have the same name")
@@ -71,7 +70,7 @@ with warnings.catch_warnings():
     each_format('Archery/a.avi', 'identical members', "'Archery/a.avi' is in the archive twice")
     each_format('Archery//./a.avi', 'one path in two spellings', 'is in the archive twice')
     each_format('Archery\\a.avi', 'a path with a backslash', 'is in the archive twice')
-for kind in ('zip','tar'): # RAR 3 encodes Unicode names in another way
+for kind in ('zip','tar','rar5'): # RAR 3 encodes Unicode names in another way
     pack = plain[kind]
     accents = pack([('caf\u00e9/a.avi', b'x'), ('cafe\u0301/b.avi', b'x')])
     refused(f'{kind} with one accent in two encodings', accents, 'have the same name')
@@ -139,6 +138,13 @@ for name,pack in {'gz': gzip.compress, 'bz2': bz2.compress, 'xz': lzma.compress}
     refused(f'{name} of something else', pack(b'a video, not a tar'), 'neither a rar, zip nor tar')
 
 
+for limit in (0, -1, 1.5, '5', float('nan'), True):
+    refuses(f'archive: max_bytes {limit!r}', extract(zeros, max_bytes=limit), 'max_bytes')
+    refuses(f'archive: max_files {limit!r}', extract(zeros, max_files=limit), 'max_files')
+extracted('no limits of one\'s own', zeros, ['a.avi'], max_bytes=None, max_files=None)
+extracted('zip with folders in backslashes', make_zip([('a\\', b''), ('a\\b.avi', b'x')]), ['a/b.avi'])
+
+
 # Headers of tars
 
 def sparse(size):
@@ -180,6 +186,15 @@ for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
 for mode in (0o120777, 0o020666, 0o060666, 0o010666, 0o140777):
     refused(f'zip with a member of mode {mode:o}', zipped_link(mode), "'a/link' is a link or device")
 refused('rar with a link', rar(rar_file('a', b'/etc', mode=0o120777)), "'a' is a link or device")
+for kind in (1, 2, 3, 4): # links of Unix, of Windows, junctions, hard links
+    linked = rar5(rar5_file('a', b'1'), rar5_file('link', redirect=(kind, 'a')))
+    refused(f'rar with a link of type {kind}', linked, "'link' is a link or device")
+copy = rar5_file('b', size=1, redirect=(5, 'a'))
+extracted('rar with a copy', rar5(rar5_file('a', b'1'), copy), ['a','b'])
+refused('rar with a copy of nothing', rar5(copy, rar5_file('c', b'1')), 'b is a copy of a, which is missing')
+refused('rar with a copy of a later member', rar5(copy, rar5_file('a', b'1')), 'which is missing')
+refused('rar with a copy of itself', rar5(rar5_file('b', size=1, redirect=(5, 'b'))), 'which is missing')
+refused('rar with a copy of another size', rar5(rar5_file('a', b'12'), copy), "'b'")
 refused('an encrypted member', rar(rar_file('a', b'x', flags=4)), 'a is encrypted', 'password')
 refused('an encrypted list', rar(main=0x80), 'list of files is encrypted')
 
@@ -259,54 +274,3 @@ def link_to_parent(folder):
 
 gives('archive: classes in 1200 folders', deep_class_folder, True)
 gives('archive: a folder with a link to itself', link_to_parent, True)
-
-
-# Arguments of downloads: no server is asked
-
-nowhere = 'http://127.0.0.1:1/set.zip'
-for url in ('file:///etc/passwd', 'ftp://127.0.0.1/x', 'data:,x', 'set.zip', '', 'http://', 'http:///x', 'http://a:b/x',
-            'http://[::1/x', '//127.0.0.1/x', 'javascript:x', None):
-    refuses(f'download: URL {url!r}', lambda p, url=url: download(url, p/'f'), 'not an http or https URL')
-for checksum in ('', 'x', 'ab'*16, 'ab'*33, 'g'*64, 'md5:'+'ab'*16, 5, b'x'*32):
-    def with_checksum(p, checksum=checksum): return download(nowhere, p/'f', sha256=checksum)
-    refuses(f'download: checksum {checksum!r}', with_checksum, 'sha256:', '64 hexadecimal digits')
-for size in (-1, 1.5, '5', True, float('nan')):
-    refuses(f'download: size {size!r}', lambda p, size=size: download(nowhere, p/'f', size=size), 'size')
-for tries in (0, -1, 1.5, '5'):
-    def with_tries(p, tries=tries): return download(nowhere, p/'f', tries=tries)
-    refuses(f'download: tries {tries!r}', with_tries, 'tries')
-
-
-def download_to(make, name='f'):
-    "Return an action that downloads to `f` after `make(path)` made what has the name `name`"
-    def act(folder):
-        make(folder/name)
-        return download(nowhere, folder/'f', sha256='0'*64)
-    return act
-
-
-refuses('download: to a folder', download_to(lambda o: o.mkdir()), 'f: a folder. Add the name')
-refuses('download: to a link to itself', download_to(lambda o: o.symlink_to('f')), 'f: a link, pipe')
-for name in ('f.part', 'f.part.json'):
-    refuses(f'download: {name} is a folder', download_to(lambda o: o.mkdir(), name), f'{name}: a folder')
-    refuses(f'download: {name} is a link', download_to(lambda o: o.symlink_to('g'), name), f'{name}: a link')
-if hasattr(os, 'mkfifo'):
-    for name in ('f', 'f.part', 'f.part.json'):
-        refuses(f'download: {name} is a pipe', download_to(os.mkfifo, name), f'{name}: a link, pipe')
-    refuses('download: to a device', lambda p: download(nowhere, '/dev/null'), '/dev/null: a link, pipe')
-
-
-def keep_existing(folder):
-    "Return the content of an existing file with another checksum after a download of it"
-    (folder/'f').write_bytes(b'mine')
-    try: download(nowhere, folder/'f', sha256='0'*64)
-    except OSError as e: return (folder/'f').read_bytes(), 'exists, but is another file' in str(e)
-
-
-gives('download: an existing file is kept', keep_existing, (b'mine', True))
-def inside_a_file(folder):
-    (folder/'f').touch()
-    return download(nowhere, folder/'f'/'g')
-
-
-refuses('download: inside a file', inside_a_file, 'f', error=OSError)

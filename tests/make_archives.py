@@ -33,6 +33,37 @@ def rar(*members, main=0, end=0x4000):
 def make_rar(files): return rar(*(rar_file(n, d) for n,d in files))
 
 
+def _vint(n):
+    "Return a number as RAR 5 writes it: 7 bits in a byte, the lowest first"
+    return bytes([n]) if n < 128 else bytes([n%128 + 128]) + _vint(n//128)
+
+
+def _block5(kind, body, extra=b'', data=b''):
+    flags = bool(extra) + 2*bool(data)
+    sizes = (_vint(len(extra)) if extra else b'') + (_vint(len(data)) if data else b'')
+    head = _vint(kind) + _vint(flags) + sizes + body + extra
+    head = _vint(len(head)) + head
+    return struct.pack('<I', zlib.crc32(head)) + head + data
+
+
+def rar5_file(name, data=b'', size=None, redirect=None):
+    "Return a member of a RAR 5 archive that stores `data`; `redirect`: the kind of a link or copy, and its target"
+    name,extra = name.encode(),b''
+    if redirect:
+        target = redirect[1].encode()
+        record = _vint(5) + _vint(redirect[0]) + _vint(0) + _vint(len(target)) + target
+        extra = _vint(len(record)) + record
+    fields = _vint(4) + _vint(len(data) if size is None else size) + _vint(0o100644)
+    fields += struct.pack('<I', zlib.crc32(data)) + _vint(0) + _vint(1) + _vint(len(name)) + name
+    return _block5(2, fields, extra, data)
+
+
+def rar5(*members): return b'Rar!\x1a\x07\1\0' + _block5(1, _vint(0)) + b''.join(members) + _block5(5, _vint(0))
+
+
+def make_rar5(files): return rar5(*(rar5_file(n, d) for n,d in files))
+
+
 def make_zip(files):
     f = io.BytesIO()
     with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z:
@@ -62,7 +93,7 @@ def compressed_tar(module):
     return lambda files: module.compress(make_tar(files))
 
 
-plain = {'rar': make_rar, 'zip': make_zip, 'tar': make_tar}
+plain = {'rar': make_rar, 'rar5': make_rar5, 'zip': make_zip, 'tar': make_tar}
 packers = plain | {'gz': compressed_tar(gzip), 'bz2': compressed_tar(bz2), 'xz': compressed_tar(lzma)}
 
 

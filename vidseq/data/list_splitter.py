@@ -40,7 +40,7 @@ class _ClipFinder:
         return first(matches)
 
 def _find_entries(entries, items, missing_ok):
-    "Return the index of the item that each of `entries` names, with the entry; raise `ValueError` if it is missing"
+    "Return the index and the entry of each item that `entries` name; raise `ValueError` if one is missing"
     finder,found,missing = _ClipFinder(items),[],[]
     for o in entries:
         whole = None if o.code is None else finder.find(o.text) # the number belongs to the name: `take 2`
@@ -68,8 +68,8 @@ def _check_codes(found):
     for _,o in found:
         if o.code in (0,1,2): continue
         problem = 'no code after the name' if o.code is None else f'unknown code {o.code} after the name'
-        raise ValueError(f'{o.where}{o.name}: {problem}. Write 1 for training, 2 for validation, 0 for neither, '
-                         'on each line, or the names only.')
+        raise ValueError(f'{o.where}{o.name}: {problem}. Write 1 for training, 2 for validation or 0 for '
+                         'neither on each line, or the names only.')
 
 def _find_sets(found, items):
     "Return code -> indices if the entries have codes of the sets, else None -> all indices"
@@ -82,7 +82,8 @@ def _find_sets(found, items):
             raise ValueError(f'{o.where}{o.name}: is in the list twice, with two codes. Remove one.')
         if i not in sets[o.code]: sets[o.code].append(i)
     for code,side in ((1,'training'), (2,'validation')):
-        if not sets[code]: raise ValueError(f'{found[0][1].where}no clip has the code {code} for {side}. Add some.')
+        if not sets[code]:
+            raise ValueError(f'{found[0][1].where}no clip has the code {code} for {side}. Add some.')
     return sets
 
 # %% ../../nbs/34_data.list_splitter.ipynb #843a8432
@@ -105,8 +106,8 @@ def ListSplitter(valid, # Paths or names of the validation clips, or a text file
                 ): # Function from items to (train, valid) lists of indices
     """Create a function that splits items by one or two lists; with two lists, clips in neither are skipped
 
-    A text file may have the codes of both sets. Raise `ValueError` for entries that match no clip or several, for
-    clips in both lists, and for unknown codes."""
+    A text file may have the codes of both sets. Raise `ValueError` for entries that match no clip or several,
+    for clips in both lists, and for unknown codes."""
     def _inner(items):
         if train is not None:
             sides = [_names_only(o, items, missing_ok, n) for o,n in ((train,'train'), (valid,'valid'))]

@@ -105,7 +105,7 @@ def archive_files(fname):
 def _zip_kind(m):
     "Return the kind of a zip member"
     if m.flag_bits & 1: return 'encrypted'
-    if m.is_dir(): return 'folder'
+    if m.filename.endswith(('/','\\')): return 'folder' # some tools of Windows write backslashes
     return 'file' if m.external_attr >> 28 in (0,8) else 'link' # file type of Unix: 8 is a file, 0 is unknown
 
 def _zip_members(archive):

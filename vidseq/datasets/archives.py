@@ -18,7 +18,7 @@ from fastprogress import progress_bar
 
 from .archive_formats import (Limits, UnsafeArchive, archive_files, first_volume, list_members,
                                              member_reader, open_archive)
-from ..files import atomic_folder, process_lock
+from ..files import atomic_folder, check_range, process_lock
 from ..video.frame_folder import frames_root, is_image
 
 # %% ../../nbs/20_datasets.archives.ipynb #190e68b7
@@ -43,7 +43,7 @@ def _name_problem(name):
     parts = PurePosixPath(name.replace('\\', '/')).parts
     if not name: return 'an empty path'
     if parts[:1] in (('/',), ('//',)): return 'an absolute path'
-    if len(parts) > _max_depth: return f'{len(parts)} nested folders'
+    if len(parts) > _max_depth: return f'{len(parts)-1} nested folders'
     if len(name) > _max_path: return f'a path of {len(name)} characters'
     return next(filter(None, map(_part_problem, parts)), '')
 
@@ -193,8 +193,10 @@ def _extract_members(archive, members, targets, locate, current, step):
 
 def extract_archive(fname, folder, max_bytes=None, max_files=max_members):
     "Extract the rar, zip or tar `fname` into the empty `folder`; errors name the archive and the member"
+    check_range('max_bytes', max_bytes, 1)
+    check_range('max_files', max_files, 1)
     _check_regular(fname)
-    limits = Limits(ifnone(max_bytes, _default_bytes(fname)), max_files)
+    limits = Limits(ifnone(max_bytes, _default_bytes(fname)), ifnone(max_files, max_members))
     current = []
     with _name_errors(fname, current), open_archive(fname, limits) as archive:
         members = list_members(archive, limits)
