@@ -6,6 +6,7 @@ import lzma
 import os
 import struct
 import tarfile
+import tracemalloc
 import warnings
 import zipfile
 
@@ -118,8 +119,22 @@ for claimed in (1<<30, 10**13, 1<<62):
 for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
     name = f'zip of method {method}'
     refused(f'{name} claims more', patched_zip(size=1001, method=method), "'a.avi'", 'cannot be read')
-    refused(f'{name} claims less', patched_zip(size=999, method=method), "'a.avi'", 'CRC')
+    refused(f'{name} claims less', patched_zip(size=999, method=method), "'a.avi'", 'cannot be read')
+    refused(f'{name} has another checksum', patched_zip(method=method, crc=5), "'a.avi'", 'CRC')
     extracted(f'{name} is whole', patched_zip(method=method), ['a.avi'])
+def memory_of(method, size=30_000_000):
+    "Return an action that tells whether a member needs little memory that has `size` zeros but claims 100"
+    def act(folder):
+        act = extract(patched_zip(bytes(size), 100, method))
+        tracemalloc.start()
+        try: act(folder)
+        except ValueError: return tracemalloc.get_traced_memory()[1] < 10_000_000
+        finally: tracemalloc.stop()
+    return act
+
+
+for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+    gives(f'archive: memory of a bomb by method {method}', memory_of(method), True)
 refused('overlapping zip', overlapping_zip(9), 'overlaps another one', 'Do not trust')
 refused('too many files', make_zip([(str(i), b'') for i in range(11)]), 'max_files', max_files=10)
 extracted('as many files as allowed', make_zip([(str(i), b'') for i in range(3)]), ['0','1','2'], max_files=3)

@@ -47,7 +47,7 @@ def _block5(kind, body, extra=b'', data=b''):
 
 
 def rar5_file(name, data=b'', size=None, redirect=None):
-    "Return a member of a RAR 5 archive that stores `data`; `redirect`: the kind of a link or copy, and its target"
+    "Return a member of a RAR 5 archive; `redirect` has the kind of a link or copy and its target"
     name,extra = name.encode(),b''
     if redirect:
         target = redirect[1].encode()

@@ -6,9 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/20_datasets.archive_formats.ipynb #cc789dc4
-import bz2, gzip, lzma, re, subprocess, tarfile, tempfile, zipfile
+import bz2, gzip, lzma, re, subprocess, tarfile, tempfile, zipfile, zlib
 from collections import namedtuple
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -164,11 +165,22 @@ def read_chunks(opener, info, size=chunk_size):
     with opener(info) as f: yield from iter(partial(f.read, size), b'')
 
 # %% ../../nbs/20_datasets.archive_formats.ipynb #1e563ebf
+def _bzip2_chunks(archive, m):
+    "Yield the content of a zip member in bzip2, which `zipfile` would decompress at once, however large"
+    raw,crc = copy(m),0
+    raw.compress_type,raw.file_size = zipfile.ZIP_STORED,m.compress_size
+    del raw.CRC # of the content
+    with archive.open(raw) as f:
+        for data in read_chunks(bz2.open, f):
+            crc = zlib.crc32(data, crc)
+            yield data
+    if crc != m.CRC: raise zipfile.BadZipFile(f'Bad CRC-32 for file {m.filename!r}')
+
 def _zip_chunks(archive, m):
     "Yield the content of a zip member"
-    # for other methods than these, `zipfile` decompresses what it reads as a whole, however large
+    if m.compress_type == zipfile.ZIP_BZIP2: return _bzip2_chunks(archive, m)
     is_bounded = m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    return read_chunks(archive.open, m, chunk_size if is_bounded else 4096)
+    return read_chunks(archive.open, m, chunk_size if is_bounded else 4096) # lzma: up to 30 MB from 4 kB
 
 def _rar_chunks(stream, m):
     "Yield the content of `m`, the next member in `stream`; raise `BadRarFile` if its checksum differs"

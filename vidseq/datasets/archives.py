@@ -90,11 +90,19 @@ def _is_macos_metadata(name):
     "Return whether member `name` is one of the files that macOS adds to archives"
     return '__MACOSX/' in name or PurePosixPath(name).name == '.DS_Store'
 
+def _parent_folders(paths):
+    "Return all folders that contain one of `paths`, at any depth"
+    folders = set()
+    for path in filter(None, paths):
+        for o in path.parents:
+            if o in folders: break
+            folders.add(o)
+    return folders
+
 def _member_targets(members, dest):
     "Return the path in `dest` for each member; raise `UnsafeArchive` if one is unsafe or none is a file"
     targets = [_member_path(dest, m.name) for m in members]
-    folders = {p for t in targets if t for p in t.parents}
-    folders |= {t for m,t in zip(members, targets) if m.kind == 'folder'}
+    folders = _parent_folders(targets) | {t for m,t in zip(members, targets) if m.kind == 'folder'}
     for m,target in zip(members, targets): _check_member(m, target, folders)
     wanted = [m for m in members if not _is_macos_metadata(m.name)]
     _check_unique(wanted)
