@@ -58,7 +58,9 @@ def rar5_file(name, data=b'', size=None, redirect=None):
     return _block5(2, fields, extra, data)
 
 
-def rar5(*members): return b'Rar!\x1a\x07\1\0' + _block5(1, _vint(0)) + b''.join(members) + _block5(5, _vint(0))
+def rar5(*members):
+    "Return a RAR 5 archive"
+    return b'Rar!\x1a\x07\1\0' + _block5(1, _vint(0)) + b''.join(members) + _block5(5, _vint(0))
 
 
 def make_rar5(files): return rar5(*(rar5_file(n, d) for n,d in files))
