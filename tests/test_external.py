@@ -715,10 +715,10 @@ def hmdb_names(c): return [f'{o}_{c}_u_nm_np1_ba_goo_{i}.avi' for i,o in enumera
 hmdb_videos = {c: hmdb_names(c) for c in ('brush_hair','wave')}
 
 
-def class_rar(name, folder=True):
-    "Return the rar of one class of HMDB51, with or without its folder"
-    files = [f'{name}/{o}' if folder else o for o in hmdb_videos[name]]
-    return make_rar((o, o.split('/')[-1].encode()) for o in files)
+def class_rar(name, folder=None):
+    "Return the rar of one class of HMDB51, with its videos in a folder"
+    if folder is None: folder = f'{name}/'
+    return make_rar((folder+o, o.encode()) for o in hmdb_videos[name])
 
 
 def hmdb_lists():
@@ -741,7 +741,8 @@ def serve_hmdb51(serve, tmp_path, monkeypatch):
 layouts = dict(
     official=[(f'{c}.rar', class_rar(c)) for c in hmdb_videos],
     in_a_folder=[(f'hmdb51_org/{c}.rar', class_rar(c)) for c in hmdb_videos],
-    without_folders=[(f'{c}.rar', class_rar(c, folder=False)) for c in hmdb_videos])
+    without_folders=[(f'{c}.rar', class_rar(c, '')) for c in hmdb_videos],
+    in_deeper_folders=[(f'{c}.rar', class_rar(c, f'data/{c}/')) for c in hmdb_videos])
 
 
 @pytest.mark.parametrize('layout', layouts.values(), ids=list(layouts))

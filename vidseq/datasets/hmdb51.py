@@ -21,13 +21,17 @@ from ..files import atomic_folder, check_range, process_lock
 hmdb51_url = 'http://serre-lab.clps.brown.edu/wp-content/uploads/2013/10'
 _hmdb51_archives = ('test_train_splits.rar','hmdb51_org.rar')
 
+def _inner_folder(path):
+    "Return the folder of the files in `path`: descend while a folder is the only entry"
+    while len(entries := list(path.iterdir())) == 1 and entries[0].is_dir(): path = entries[0]
+    return path
+
 def _extract_class(fname, folder):
-    "Extract the rar of a class into the folder of its name in `folder`, with or without such a folder in it"
+    "Extract the rar of a class into the folder of its name in `folder`"
     part = folder/f'.{fname.stem}'
     part.mkdir()
     extract_archive(fname, part)
-    inner = part/fname.stem
-    (inner if inner.is_dir() else part).rename(folder/fname.stem)
+    _inner_folder(part).rename(folder/fname.stem)
     shutil.rmtree(part, ignore_errors=True)
 
 def extract_classes(fname:Path, # Rar that contains a rar for each class
