@@ -14,7 +14,8 @@ from hostile import gives, refuses
 from make_archives import (
     make_tar, make_zip, packed, packers, plain, rar, rar5, rar5_file, rar_file, tar, tar_member, zipped_link)
 
-from vidseq.datasets.archives import class_folder, unrar
+from vidseq.datasets.archive_formats import Limits, Member, check_limits
+from vidseq.datasets.archives import class_folder, max_members, unrar
 
 video = ('Archery/a.avi', b'video')
 
@@ -153,6 +154,15 @@ for name,pack in {'gz': gzip.compress, 'bz2': bz2.compress, 'xz': lzma.compress}
     refused(f'{name} of something else', pack(b'a video, not a tar'), 'neither a rar, zip nor tar')
 
 
+def kinetics():
+    "Yield the members of an archive with as many videos as Kinetics-700, 600 GB"
+    return (Member('a.mp4', 'file', 900_000, None) for _ in range(650_000))
+
+
+def count_allowed(folder): return sum(1 for _ in check_limits(kinetics(), Limits(100*600*10**9, max_members)))
+
+
+gives('archive: the limits allow Kinetics', count_allowed, 650_000)
 for limit in (0, -1, 1.5, '5', float('nan'), True):
     refuses(f'archive: max_bytes {limit!r}', extract(zeros, max_bytes=limit), 'max_bytes')
     refuses(f'archive: max_files {limit!r}', extract(zeros, max_files=limit), 'max_files')
