@@ -18,7 +18,7 @@ from fastprogress import progress_bar
 
 from .archive_formats import (Limits, UnsafeArchive, archive_files, first_volume, list_members,
                                              member_reader, open_archive)
-from ..files import atomic_folder, check_range, process_lock
+from ..files import atomic_folder, check_range, printable, process_lock
 from ..video.frame_folder import frames_root, is_image
 
 # %% ../../nbs/20_datasets.archives.ipynb #190e68b7
@@ -55,7 +55,7 @@ def _member_path(dest, name):
 def _check_member(m, target, folders):
     "Raise `UnsafeArchive` if member `m` can't be extracted to `target`"
     if m.kind == 'encrypted':
-        raise UnsafeArchive(f'{m.name} is encrypted. Extract the archive manually with its password.')
+        raise UnsafeArchive(f'{printable(m.name)} is encrypted. Extract it manually with the password.')
     if m.kind == 'link':
         raise UnsafeArchive(f'member {m.name!r} is a link or device. '
                             'Nothing was extracted: do not trust this file.')
