@@ -13,9 +13,10 @@ from hostile import gives, refuses
 from PIL import Image
 
 from vidseq.data.block import VideoDataLoaders, get_action_dataloaders
+from vidseq.data.list_splitter import ListSplitter
 from vidseq.data.loader import get_clips
 from vidseq.data.rules import default_splitter
-from vidseq.data.splits import ListSplitter, clip_paths, dls_group, leaked_groups
+from vidseq.data.splits import clip_paths, dls_group, leaked_groups
 from vidseq.video.decode import VideoError
 
 small = dict(seq_len=1, image_size=8, bs=2, num_workers=0, seed=1)

@@ -6,7 +6,7 @@ import pytest
 from vidseq.data.block import VideoDataLoaders
 from vidseq.data.list_splitter import ListSplitter
 from vidseq.data.loader import get_clips
-from vidseq.data.splits import GroupSplitter
+from vidseq.data.splits import GroupSplitter, dls_group
 from vidseq.datasets.hmdb51 import hmdb_group, hmdb51_splits
 
 classes = ('Grow','MoveLeft','Shrink')
@@ -33,8 +33,9 @@ def names(ds): return sorted(o.name for o in ds.items)
 
 
 def test_loaders_with_the_official_split(small_hmdb51):
-    dls = VideoDataLoaders.from_hmdb51(small_hmdb51, bs=3, seq_len=4, image_size=32, num_workers=0)
     train,valid = hmdb51_splits(small_hmdb51)
+    dls = VideoDataLoaders.from_hmdb51(small_hmdb51, bs=3, seq_len=4, image_size=32, num_workers=0)
+    assert dls_group(dls) is hmdb_group
     assert names(dls.train_ds) == sorted(train.attrgot('name')) and len(train) == 9
     assert names(dls.valid_ds) == sorted(valid.attrgot('name')) and len(valid) == 6
     assert list(dls.vocab) == list(classes)

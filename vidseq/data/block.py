@@ -19,9 +19,11 @@ from .loader import ClipDL, get_clips
 from .samplers import spread_frames
 from .show import show_batch as show_batch # the import makes fastai show clips as strips
 from .rules import SplitRule, split_rule
-from .splits import ListSplitter, known_group
+from .list_splitter import ListSplitter
+from .splits import known_group
 from .tables import PathReader, check_header, column_group, column_rule, label_reader
 from .tables import read_paths, read_table, whole_numbers
+from ..datasets.hmdb51 import hmdb51, hmdb51_splits
 from ..datasets.ucf101 import ucf101, ucf101_splits
 from ..options import check_options, checks_options, option_names
 from ..video.frame_cache import FrameCache
@@ -164,6 +166,12 @@ def _with_whole_numbers(df, label_col=1, label_delim=None, vocab=None, **_):
     return df if is_text or len(L(label_col)) != 1 else whole_numbers(df, L(label_col)[0])
 
 # %% ../../nbs/37_data.block.ipynb #469151d6
+def _from_split(cls, path, split, missing_ok, **kwargs):
+    "Create from the clips of an official split: a tuple of the paths for training and for validation"
+    train,valid = split
+    kwargs |= dict(splitter=ListSplitter(valid, train), missing_ok=missing_ok)
+    return cls.from_path_func(path, train+valid, parent_label, **kwargs)
+
 class VideoDataLoaders(DataLoaders):
     "Create `DataLoaders` of clips from folders, lists, tables or file names"
     @classmethod
@@ -256,9 +264,16 @@ class VideoDataLoaders(DataLoaders):
 
         `lists` and `missing_ok` are arguments of `ucf101_splits`. Without `path`, UCF101 is downloaded."""
         path = ucf101() if path is None else Path(path)
-        train,valid = ucf101_splits(path, fold, lists, missing_ok)
-        kwargs |= dict(splitter=ListSplitter(valid, train), missing_ok=missing_ok)
-        return cls.from_path_func(path, train+valid, parent_label, **kwargs)
+        return _from_split(cls, path, ucf101_splits(path, fold, lists, missing_ok), missing_ok, **kwargs)
+
+    @classmethod
+    @delegates(_from_items, but=[*_internal_args, 'splitter', 'group', 'valid_pct', 'seed'])
+    def from_hmdb51(cls, path=None, split=1, lists=None, missing_ok=False, **kwargs):
+        """Create from HMDB51, as videos or folders of frames, with the official split `split`
+
+        `lists` and `missing_ok` are arguments of `hmdb51_splits`. Without `path`, HMDB51 is downloaded."""
+        path = hmdb51() if path is None else Path(path)
+        return _from_split(cls, path, hmdb51_splits(path, split, lists, missing_ok), missing_ok, **kwargs)
 
 # %% ../../nbs/37_data.block.ipynb #75926c07
 @delegates(VideoDataLoaders.from_path_func)
