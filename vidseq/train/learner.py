@@ -8,10 +8,11 @@ __all__ = ['video_learner']
 # %% ../../nbs/50_train.learner.ipynb #25846843
 import inspect, re, sys
 from contextlib import contextmanager
+from pathlib import Path
 
-import torch
+import cloudpickle, torch
 from fastai.vision.all import Callback, L, Learner, ProgressCallback, default_device
-from fastai.vision.all import defaults, delegates, get_c, ifnone, nn, noop
+from fastai.vision.all import defaults, delegates, get_c, ifnone, nn, noop, patch
 
 from ..models.frame_models import clip_splitter
 from ..options import check_options, option_names
@@ -166,3 +167,23 @@ def epoch_lines():
         defaults.callbacks = [o for o in usual if o is not ProgressCallback]+[EpochLines]
     try: yield
     finally: defaults.callbacks = usual
+
+# %% ../../nbs/50_train.learner.ipynb #cd21f021
+class _PortablePickler(cloudpickle.Pickler):
+    "Pickle paths so that they are of the class of the system that loads them"
+    def reducer_override(self, o):
+        "Return a call of `Path` for a path"
+        return (Path, (o.as_posix(),)) if isinstance(o, Path) else super().reducer_override(o)
+
+class _PortablePickle:
+    "Replace the module `pickle` in `torch.save`"
+    Pickler,__name__ = _PortablePickler,'cloudpickle' # all that `torch.save` uses
+
+_fastai_export = Learner.export
+
+@patch
+def export(self:Learner, fname='export.pkl', # File name, in `learn.path`
+           pickle_module=None, # Default: cloudpickle, with paths for any system
+           pickle_protocol=2):
+    "Export the content of `self` without the items and the optimizer state for inference, on any system"
+    _fastai_export(self, fname, ifnone(pickle_module, _PortablePickle()), pickle_protocol)
