@@ -13,9 +13,9 @@ import torch
 from fastai.vision.all import L, TfmdDL, delegates, to_detach
 
 from .splits import clip_paths
+from .layout import find_clips
 from ..files import list_sorted, preview_list
-from ..video.decode import VideoError, get_videos, video_extensions
-from ..video.frame_folder import find_frame_folders
+from ..video.decode import VideoError
 
 # %% ../../nbs/36_data.loader.ipynb #d5192371
 def _sorted_folders(path): return list_sorted(path).filter(Path.is_dir)
@@ -26,26 +26,26 @@ def get_instances(path:Path # Folder of class folders, which contain folders of 
     return L(o for action in _sorted_folders(Path(path)) for o in _sorted_folders(action))
 
 # %% ../../nbs/36_data.loader.ipynb #18762237
-def _report_skipped(path, problem, folders):
-    if folders: print(f'{problem}: {preview_list([o.relative_to(path) for o in folders])}')
-
-def get_clips(path:Path # Folder of class folders, possibly in `train` and `valid` folders
+def get_clips(path:Path, # Folder of class folders, possibly in `train` and `valid` folders
+              pattern:str=None, # Pattern of the file names of frames, such as `'img_*.jpg'`
+              sets=(), # Names of folders of sets, besides the usual ones
              )->L: # Paths of videos or, without videos, of folders of frames
-    "Return all clips under `path` and print the skipped folders; raise `ValueError` if there are no clips"
+    """Return all clips in the class folders of `path` and print the skipped files and folders
+
+    Raise `ValueError` if there are no clips, or clips that are not in a class folder."""
     path = Path(path)
     if not path.is_dir(): raise ValueError(f'{path}: no such folder. Give the folder of the data set.')
-    videos,(full,empty) = get_videos(path),find_frame_folders(path)
-    if not videos and not full:
-        endings = ' '.join(sorted(video_extensions))
-        raise ValueError(f'{path}: no videos ({endings}) and no folders of images. '
-                         'Give a folder with a subfolder of clips for each class.')
-    with_videos = {o.parent for o in videos}
-    empty = [o for o in empty if o not in with_videos]
-    _report_skipped(path, f'Skipped {len(empty)} folders without clips', empty)
-    if videos: _report_skipped(path, f'Skipped {len(full)} folders of images, because there are videos', full)
-    return videos or full
+    return find_clips(path, pattern, sets)
 
 # %% ../../nbs/36_data.loader.ipynb #eeb26b4c
+def check_skip_bad(skip_bad, dl_type):
+    "Raise `ValueError` for a class of loaders that would ignore `skip_bad`"
+    if not skip_bad or dl_type is None or issubclass(dl_type, ClipDL): return
+    name = dl_type.__name__
+    raise ValueError(f'skip_bad=True: {name} cannot replace clips. Give a class that inherits from both: '
+                     f'`class MyDL(ClipDL, {name}): pass`.')
+
+# %% ../../nbs/36_data.loader.ipynb #32c64baa
 class ClipDL(TfmdDL):
     "Load clips like fastai's `TfmdDL`, and optionally replace clips that cannot be read"
     group = None # function from a path to its group, if known
@@ -59,6 +59,7 @@ class ClipDL(TfmdDL):
         super().__init__(dataset, **kwargs)
 
     def new(self, dataset=None, cls=None, **kwargs):
+        check_skip_bad(kwargs.get('skip_bad', self.skip_bad), cls)
         res = super().new(dataset, cls, **dict(skip_bad=self.skip_bad) | kwargs)
         res.group = self.group
         return res
@@ -75,7 +76,7 @@ class ClipDL(TfmdDL):
         try: return super().create_item(s)
         except VideoError as e:
             if not self.skip_bad: raise
-            return self._substitute(s, e)
+            return self._substitute(s or 0, e) # fastai creates an item `None`, the first, to test transforms
 
     def _label(self, i): return str([tl[i] for tl in self.dataset.tls[self.dataset.n_inp:]])
 
@@ -87,10 +88,20 @@ class ClipDL(TfmdDL):
             if self._bad[i] or self._label(i) != self._label(s): continue
             try: return super().create_item(i)
             except VideoError: self._bad[i] = True
-        raise VideoError(error.path, error.found, f'{error.todo} No other clip has its label.') from error
+        fix = f'{error.todo} No other clip with its label can be read.'
+        raise VideoError(error.path, error.found, fix) from error
+
+    def one_batch(self):
+        b = super().one_batch()
+        self._report_bad()
+        return b
 
     def after_iter(self):
         super().after_iter()
+        self._report_bad()
+
+    def _report_bad(self):
+        "Print the clips that were replaced since the last report"
         if not self.skip_bad or not self._bad.any(): return
         bad = clip_paths(self.dataset)[self._bad.nonzero().flatten().tolist()]
         print(f'Replaced {len(bad)} unreadable clips by others with the same label: {preview_list(bad)}')

@@ -62,12 +62,16 @@ video_extensions = set('''.avi .divx .mp4 .m4v .mov .qt .mj2 .3gp .3g2 .mkv .web
     .rmvb .mpg .mpeg .mpe .m1v .m2v .vob .ts .mts .m2ts .mxf .ogv .ogm .dv .amv .nut .ivf .y4m .h264 .264 .avc
     .h265 .265 .hevc .obu .gif'''.split())
 
-def _is_video(name): return not name.startswith('.') and os.path.splitext(name)[1].lower() in video_extensions
+# %% ../../nbs/10_video.decode.ipynb #68f514e4
+def is_video(name):
+    "Return whether the file name `name` has a video extension and is not hidden"
+    return not name.startswith('.') and os.path.splitext(name)[1].lower() in video_extensions
 
+# %% ../../nbs/10_video.decode.ipynb #5f6d83a6
 def get_videos(path:Path # Folder with videos at any depth
               )->L: # Sorted paths
     "Return all files under `path` with a suffix in `video_extensions`; skip hidden files and folders"
-    videos = L(Path(folder)/o for folder,_,names in walk_folders(path) for o in filter(_is_video, names))
+    videos = L(Path(folder)/o for folder,_,names in walk_folders(path) for o in filter(is_video, names))
     return unique_files(videos.sorted(key=lambda o: o.parts))
 
 # %% ../../nbs/10_video.decode.ipynb #a8d1e71e

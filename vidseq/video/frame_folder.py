@@ -17,7 +17,6 @@ from fastcore.all import L, ifnone
 
 from ..files import natural_key
 from .decode import VideoError
-from .folders import walk_folders
 
 # %% ../../nbs/12_video.frame_folder.ipynb #6592284e
 def _remove_dots(path):
@@ -116,13 +115,15 @@ def _name_kind(name, number):
     if '\0' not in kind: kind = number.sub('\0', stem) # the only number counts the frames
     return kind,_same_suffixes.get(suffix, suffix)
 
-def _matches(name, pattern): return fnmatchcase(name.casefold(), pattern.casefold())
+def matches_pattern(name, pattern):
+    "Return whether a file name matches a glob pattern, in lower or upper case"
+    return fnmatchcase(name.casefold(), pattern.casefold())
 
 def _suggest_pattern(kind, names, all_names):
     "Return a glob pattern of the `names` of a `kind`, if possible one that matches no others of `all_names`"
     text = glob.escape(kind[0]+os.path.splitext(names[0])[1].lower())
     candidates = [text.replace('\0', o) for o in ('*', '[0-9]*', '*[0-9]')]
-    def is_exact(pattern): return [o for o in all_names if _matches(o, pattern)] == names
+    def is_exact(pattern): return [o for o in all_names if matches_pattern(o, pattern)] == names
     return next(filter(is_exact, candidates), candidates[0])
 
 def _check_kinds(folder, names, kinds):
@@ -154,7 +155,7 @@ def _select(folder, names, pattern):
     "Return those of `names` that match the glob `pattern`; raise an error if there are none"
     if '/' in pattern or os.sep in pattern:
         raise ValueError(f'pattern={pattern!r}: contains a folder. Give a pattern of file names.')
-    found = [o for o in names if _matches(o, pattern)]
+    found = [o for o in names if matches_pattern(o, pattern)]
     if found or not names: return found
     raise VideoError(folder, f'none of its {len(names)} images (such as {min(names)!r}) matches {pattern=}',
                      'Correct the pattern.')
@@ -219,12 +220,3 @@ def read_unreplaced(folder, read):
                 time.sleep(_pause) # absent, because it is being replaced?
                 if _folder_id(folder) == before: raise
     return read()
-
-# %% ../../nbs/12_video.frame_folder.ipynb #becd661f
-def find_frame_folders(path):
-    "Return the folders under `path` with images, and those without images or subfolders; both sorted"
-    full,empty = [],[]
-    for folder,subs,names in walk_folders(path):
-        if any(map(is_image, names)): full.append(Path(folder))
-        elif not subs: empty.append(Path(folder))
-    return L(full).sorted(), L(empty).sorted()
