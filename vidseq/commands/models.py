@@ -54,13 +54,14 @@ def _warn_of_sets(clips):
          pattern, as_json)
 def _evaluate(args, out):
     from fastai.vision.all import parent_label
+    from vidseq.data.clip import clip_tfm
     from vidseq.data.loader import get_clips
     from vidseq.data.splits import ucf_group
     from vidseq.evaluate.scores import evaluate
     from vidseq.train.learner import epoch_lines
     with epoch_lines():
         learn = _load_model(args)
-        clips = get_clips(args.folder)
+        clips = get_clips(args.folder, clip_tfm(learn.dls.valid).pattern)
         _warn_of_sets(clips)
         dl = learn.dls.test_dl(clips, num_workers=0)
         scores = evaluate(learn, dl, parent_label, args.views, args.crops, args.groups or ucf_group)

@@ -15,7 +15,7 @@ from .clip import ImageTupleTfm
 from .checks import as_paths, call_label_func, check_clips, split_clips
 from .labels import LabelGetter, block_vocab, check_vocab, choose_kind, label_block, labels_text
 from .labels import plain_value, read_labels
-from .loader import ClipDL, get_clips
+from .loader import ClipDL, check_skip_bad, get_clips, readable_first
 from .samplers import spread_frames
 from .show import show_batch as show_batch # the import makes fastai show clips as strips
 from .rules import SplitRule, split_rule
@@ -55,11 +55,14 @@ def _add_normalize(tfms, normalize, img_cls):
     if issubclass(img_cls, PILImageBW): stats = [[sum(o)/3] for o in stats] # one channel: the mean of three
     return tfms + NormalizeInPlace.from_stats(*stats)
 
-def _read_from_cache(cache, paths, size, get_x):
-    "Return `get_x` followed by `cache`, which is filled first if it is a folder"
-    if cache is None: return get_x
-    if not isinstance(cache, FrameCache): cache = FrameCache.fill(cache, paths, size)
-    return cache if get_x is None else Pipeline([get_x, cache])
+def _fill_cache(cache, paths, size):
+    "Return `cache`, which is filled first if it is a folder"
+    return cache if isinstance(cache, FrameCache) else FrameCache.fill(cache, paths, size)
+
+def _read_from_cache(cache, get_x):
+    "Return `get_x` followed by `cache`"
+    if cache is None or get_x is None: return cache or get_x
+    return Pipeline([get_x, cache])
 
 def _check_batch_size(dls):
     if len(dls.train): return
@@ -132,12 +135,14 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 img_cls=PILImage, # `PILImageBW` for gray frames
                 missing_ok:bool=False, # Allow classes without training clips, for a subset of a data set
                 cache:Path=None, # Folder to extract frames to and load them from, or a `FrameCache`
+                skip_bad:bool=False, # Replace a clip that cannot be read by the next with the same label
                 **kwargs):
     "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"
     _check_loader_options(kwargs, is_table)
     paths = L(paths)
     where = where or paths.__getitem__
-    check_clips(paths, path, where, pattern)
+    check_skip_bad(skip_bad, kwargs.get('dl_type'))
+    check_clips(paths, path, where, pattern, skip_bad)
     labels,kind,block = _choose_labels(labels, y_block, where)
     classes = labels if kind in ('class','classes') else None
     group = known_group(paths, group)
@@ -147,8 +152,13 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     if is_table: print(labels_text(kind, block))
     if bs is None: bs = _default_batch_size(len(splits[0]), largest_bs)
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
-    dblock = DataBlock((ClipBlock(seq_len, sampler, size, fps, img_cls, pattern), block),
-                       get_x=_read_from_cache(cache, paths, size, get_x), get_y=LabelGetter(get_y, kind),
+    clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern)
+    if cache is not None: cache = _fill_cache(cache, paths, size)
+    if skip_bad:
+        kwargs['skip_bad'] = True
+        splits = readable_first(splits, paths, compose(*L(cache), *clip_block.type_tfms))
+    dblock = DataBlock((clip_block, block),
+                       get_x=_read_from_cache(cache, get_x), get_y=LabelGetter(get_y, kind),
                        splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))
     dls = cls.from_dblock(dblock, items, path=path, bs=bs, **kwargs)
@@ -188,7 +198,8 @@ class VideoDataLoaders(DataLoaders):
                     train=None, valid=None, # Names of the folders of the sets; default: see `data.sets`
                     **kwargs):
         "Create from class folders of videos or of folders of frames"
-        return cls.from_path_func(path, get_clips(path), parent_label, train=train, valid=valid, **kwargs)
+        clips = get_clips(path, kwargs.get('pattern'), [*L(train), *L(valid)])
+        return cls.from_path_func(path, clips, parent_label, train=train, valid=valid, **kwargs)
 
     @classmethod
     @delegates(_from_items, but=_internal_args)

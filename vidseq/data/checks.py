@@ -30,11 +30,11 @@ def _similar_file(path):
     similar = first(sorted(path.parent.glob(f'{glob.escape(path.name)}.*'))) if path.name else None
     return f'There is {similar.name}: give `suff={similar.suffix!r}`. ' if similar else ''
 
-def check_clips(paths, path, where, pattern=None):
-    "Raise an error if the list is empty, or if a clip is missing or empty"
+def check_clips(paths, path, where, pattern=None, skip_bad=False):
+    "Raise an error if the list is empty, or if a clip, with `skip_bad` all of them, is missing or empty"
     if not paths: raise ValueError(f'{path}: no clips in the list. Give videos or folders of frames.')
     bad = [i for i,o in enumerate(paths) if _file_problem(o, pattern)]
-    if not bad: return
+    if not bad or skip_bad and len(bad) < len(paths): return
     i,first_bad = bad[0],paths[bad[0]]
     found = _file_problem(first_bad, pattern) + ('' if where(i) == first_bad else f' ({where(i)})')
     todo = (f'{_similar_file(first_bad)}{len(bad)} of {len(paths)} clips are missing or empty '

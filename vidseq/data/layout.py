@@ -83,8 +83,8 @@ def _raise_misplaced(path, items, frames):
         found = f'{n} folders with images are not in the place of a clip: {example}'
     else: found = f'{n} videos are not in a class folder: {example}'
     raise ValueError(f'{path}: {found}. Clips must be in class folders, class/clip or train/class/clip; a '
-                     'clip is a video or a folder of frames. Move them, or give a list of clips and a function '
-                     'from path to label to `VideoDataLoaders.from_path_func`.')
+                     'clip is a video or a folder of frames. Move them, or give a list of clips and a '
+                     'function from path to label to `VideoDataLoaders.from_path_func`.')
 
 def _raise_mixed(path, videos, frames):
     found = (f'{len(videos)} videos ({preview_list(sorted(videos))}) and {len(frames)} folders of frames '

@@ -45,6 +45,16 @@ def check_skip_bad(skip_bad, dl_type):
     raise ValueError(f'skip_bad=True: {name} cannot replace clips. Give a class that inherits from both: '
                      f'`class MyDL(ClipDL, {name}): pass`.')
 
+# %% ../../nbs/36_data.loader.ipynb #9b26c092
+def readable_first(splits, paths, read):
+    "Return `splits` beginning with a training clip that `read` can read: fastai reads it to find its type"
+    for n,i in enumerate(splits[0]):
+        try: read(paths[i])
+        except VideoError as e: error = e
+        else: return [L([i, *splits[0][:n], *splits[0][n+1:]]), *splits[1:]]
+    fix = f'{error.todo} None of the {len(splits[0])} training clips can be read.'
+    raise VideoError(error.path, error.found, fix) from error
+
 # %% ../../nbs/36_data.loader.ipynb #32c64baa
 class ClipDL(TfmdDL):
     "Load clips like fastai's `TfmdDL`, and optionally replace clips that cannot be read"

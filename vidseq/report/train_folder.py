@@ -65,8 +65,9 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
     "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
     folder,out = Path(folder),Path(out)
     check_output(out/'index.html') # before training
-    clips,cache = get_clips(folder),None
+    clips,cache = get_clips(folder, pattern),None
     if clips[0].is_file():
+        pattern = None # for folders of frames only
         cache = FrameCache.fill(out/'frames', clips, size)
         print_problems(cache.report)
         clips = cache.videos
