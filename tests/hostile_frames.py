@@ -1,12 +1,16 @@
 """Hostile frames and folders of frames: odd pictures, damaged files, wrong layouts, strange names."""
+import contextlib
 import io
 import os
 import struct
 import zlib
 from fnmatch import fnmatchcase
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from fastai.callback.data import WeightedDL
+from fastai.data.core import TfmdDL
 from fastai.vision.core import PILImage, PILImageBW
 from hostile import gives, refuses
 from PIL import Image
@@ -14,7 +18,7 @@ from PIL import Image
 from vidseq.data.block import VideoDataLoaders, get_action_dataloaders
 from vidseq.data.clip import ImageTuple, ImageTupleTfm
 from vidseq.data.frame import load_frame
-from vidseq.data.loader import get_instances
+from vidseq.data.loader import get_clips, get_instances
 from vidseq.video.frame_folder import frame_files, frame_names
 
 
@@ -320,3 +324,184 @@ gives('kinds: a test set',
       lambda p: {int(255*o.mean()+.5) for o in VideoDataLoaders.from_folder(
           flow_folder(p), pattern='img*', **options).test_dl([p/'A'/'a']).one_batch()[0]}, {100})
 gives('kinds: a clip in memory', lambda p: len(ImageTuple.create(flow_folder(p)/'A'/'a', 'img_*')), 3)
+
+
+# The layout of a data set
+
+def data_set(folder, files):
+    "Create empty files, and links as `name>target`"
+    for o in files:
+        name,_,target = o.partition('>')
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        if target: (folder/name).symlink_to(folder/target)
+        else: (folder/name).touch()
+    return folder
+
+
+def found(folder, files, **kwargs):
+    "Return the clips and the last word of each printed line"
+    data_set(folder, files)
+    with contextlib.redirect_stdout(io.StringIO()) as out: clips = get_clips(folder, **kwargs)
+    skipped = [o.split(': ')[-1].replace(f'{folder}{os.sep}', '') for o in out.getvalue().splitlines()]
+    return [o.relative_to(folder).as_posix() for o in clips], [o.replace(os.sep, '/') for o in skipped]
+
+
+frames = ['A/a/0.jpg', 'A/b/0.jpg', 'B/c/0.jpg']
+videos = ['A/a.avi', 'A/b.avi', 'B/c.avi']
+in_frames,in_videos = ['A/a', 'A/b', 'B/c'], ['A/a.avi', 'A/b.avi', 'B/c.avi']
+split = ['train/A/a/0.jpg', 'train/B/b/0.jpg', 'val/A/c/0.jpg', 'val/B/d/0.jpg']
+in_split = ['train/A/a', 'train/B/b', 'val/A/c', 'val/B/d']
+long_name = 'x'*200
+layouts = dict( # files, clips, what is skipped
+    frames=(frames, in_frames, []),
+    videos=(videos, in_videos, []),
+    sets=(split, in_split, []),
+    more_sets=([*split, 'Testing/A/e/0.jpg'], ['Testing/A/e', *in_split], []),
+    test_without_classes=([*split, 'test/e/0.jpg'], ['test/e', *in_split], []),
+    one_folder=([f'UCF-101/{o}' for o in videos], [f'UCF-101/{o}' for o in in_videos], []),
+    sets_in_one_folder=([f'data/{o}' for o in split], [f'data/{o}' for o in in_split], []),
+    vehicles=(['train/a.avi', 'car/b.avi'], ['car/b.avi', 'train/a.avi'], []),
+    picture_in_class=([*frames, 'A/thumb.jpg'], in_frames, ['A/thumb.jpg']),
+    picture_in_root=([*frames, 'cover.png'], in_frames, ['cover.png']),
+    picture_in_each_class=([*frames, 'A/x.jpg', 'B/x.jpg'], in_frames, ['A/x.jpg, B/x.jpg']),
+    picture_in_set=([*split, 'train/x.jpg', 'val/A/y.png'], in_split, ['train/x.jpg, val/A/y.png']),
+    picture_beside_videos=([*videos, 'A/x.jpg'], in_videos, ['A']),
+    thumbs_in_clip=([*frames, 'A/a/thumbs/0.jpg'], in_frames, ['A/a/thumbs']),
+    thumbs_in_each_clip=([*frames, *[f'{o}/thumbs/0.jpg' for o in in_frames]], in_frames,
+                         ['A/a/thumbs, A/b/thumbs, B/c/thumbs']),
+    gif_beside_clips=([*frames, 'A/a.gif'], in_frames, ['A/a.gif']),
+    gif_in_clip=([*frames, 'A/a/all.gif'], in_frames, ['A/a/all.gif']),
+    gif_in_root=([*frames, 'demo.gif'], in_frames, ['demo.gif']),
+    gif_beside_videos=([*videos, 'demo.gif'], in_videos, ['demo.gif']),
+    gif_as_video=([*videos, 'A/z.gif'], ['A/a.avi', 'A/b.avi', 'A/z.gif', 'B/c.avi'], []),
+    only_gifs=(['A/a.gif', 'B/b.gif'], ['A/a.gif', 'B/b.gif'], []),
+    gifs_and_a_picture=(['A/a.gif', 'B/b.gif', 'A/x.jpg'], ['A/a.gif', 'B/b.gif'], ['A']),
+    extracted_beside=([*videos, 'A/a/0.jpg', 'A/a/1.jpg'], in_videos, ['A/a']),
+    empty_clip=([*frames, 'A/z/notes.txt'], in_frames, ['A/z']),
+    hidden=([*frames, '.cache/A/a/0.jpg', 'A/.x.jpg', '__MACOSX/A/a/0.jpg', 'A/@eaDir/a/0.jpg'],
+            in_frames, []),
+    names=([f'A/{long_name}/0.jpg', 'B/two words/0.jpg', 'B/ü/0.jpg'],
+           [f'A/{long_name}', 'B/two words', 'B/ü'], []))
+if os.name == 'posix':
+    layouts |= dict(
+        newline=(['A/a\nb/0.jpg', 'B/c/0.jpg', 'B/d\n.gif'], ['A/a\nb', 'B/c'], [r'B/d\n.gif']),
+        not_utf8=(['A/'+os.fsdecode(b'\xff')+'/0.jpg', 'B/c/0.jpg'], ['A/'+os.fsdecode(b'\xff'), 'B/c'], []),
+        link_to_class=([*videos, 'C>A'], in_videos, ['C']),
+        link_first=([*videos, '0>A'], in_videos, ['0']),
+        link_to_root=([*videos, 'A/up>.'], in_videos, ['A/up']),
+        link_to_itself=([*videos, 'A/self>A/self'], in_videos, []),
+        link_to_parent=([*videos, 'A/parent>..'], in_videos, ['A/parent']),
+        link_to_clip=([*frames, 'B/a>A/a'], in_frames, ['B/a']),
+        link_to_video=([*videos, 'B/a.avi>A/a.avi', 'A/0.avi>A/a.avi'], in_videos, ['A/0.avi, B/a.avi']),
+        link_to_hidden=(['.store/x/0.jpg', 'A/a>.store/x', 'B/b>.store/x', *frames[1:]],
+                        ['A/a', 'A/b', 'B/c'], ['B/b']),
+        links_to_hidden_files=(['.store/x.avi', 'A/a.avi>.store/x.avi', 'B/b.avi>.store/x.avi', *videos[1:]],
+                               in_videos, ['B/b.avi']))
+for name,(files,clips,skipped) in layouts.items():
+    gives(f'layout: {name}', lambda p, f=files: found(p, f), (clips, skipped))
+    def labels(folder, files=files):
+        clips = found(folder, files)[0]
+        return {Path(o).parent.name for o in clips}
+    if 'test' not in name and 'names' not in name and 'gif_as' not in name and 'vehicles' not in name:
+        gives(f'layout: labels of {name}', labels, {'A', 'B'})
+gives('layout: own sets', lambda p: found(p, ['one/A/a.avi', 'two/A/b.avi'], sets=['one', 'two'])[0],
+      ['one/A/a.avi', 'two/A/b.avi'])
+gives('layout: a pattern', lambda p: found(p, ['A/a/x0.jpg', 'B/b/x0.jpg', 'B/c/y0.jpg'], pattern='x*'),
+      (['A/a', 'B/b'], ['B/c']))
+for name,(files,*words) in dict(
+        no_folder=([], 'no videos'),
+        only_text=(['A/a.txt'], 'no videos', 'subfolder of clips for each class'),
+        frames_in_classes=(['A/0.jpg', 'A/1.jpg', 'B/0.jpg'], 'A, B', 'folder of frames'),
+        frames_in_one_class=([*frames, 'C/0.jpg'], ': C.', 'class/clip'),
+        frames_in_root=(['0.jpg', '1.jpg'], 'not in the place of a clip'),
+        frames_in_sets=(['train/A/0.jpg', 'val/A/0.jpg'], f'train{os.sep}A, val{os.sep}A'),
+        persons=(['A/anna/a.avi', 'B/ben/b.avi'], os.path.join('A', 'anna', 'a.avi'), 'from_path_func'),
+        persons_in_sets=(['train/A/anna/a/0.jpg', 'val/A/ben/b/0.jpg'],
+                         os.path.join('train', 'A', 'anna', 'a')),
+        sets_in_classes=(['A/train/a.avi', 'B/val/b.avi'], os.path.join('A', 'train', 'a.avi')),
+        modalities=(['rgb/A/a/0.jpg', 'depth/A/a/0.jpg'], os.path.join('depth', 'A', 'a')),
+        one_person=([*videos, 'A/anna/d.avi'], os.path.join('A', 'anna', 'd.avi'), 'Move'),
+        video_in_root=([*videos, 'intro.mp4'], '1 videos', 'intro.mp4'),
+        video_in_set=(['train/A/a.avi', 'train/b.avi', 'val/A/c.avi'], os.path.join('train', 'b.avi')),
+        only_sets=(['train/a.avi', 'val/b.avi'], os.path.join('train', 'a.avi')),
+        mixed=([*videos, 'B/d/0.jpg'], '3 videos', '1 folders of frames', os.path.join('B', 'd'))).items():
+    refuses(f'layout: {name}', lambda p, f=files: get_clips(data_set(p, f)), *words)
+    if files: refuses(f'layout: loaders of {name}',
+                      lambda p, f=files: VideoDataLoaders.from_folder(data_set(p, f), **options), *words)
+refuses('layout: a pattern without a match', lambda p: get_clips(data_set(p, frames), 'x*'), "pattern='x*'",
+        'none of its 3 images', 'Correct')
+refuses('layout: no such folder', lambda p: get_clips(p/'nowhere'), 'nowhere: no such folder')
+refuses('layout: a file', lambda p: get_clips(data_set(p, ['a'])/'a'), 'no such folder')
+
+
+def unreadable(folder):
+    "Return the clips and the output if a folder cannot be read"
+    scandir = os.scandir
+    def refuse(path):
+        if Path(path).name == 'b': raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+    with patch('os.scandir', refuse): return found(folder, frames)
+
+
+gives('layout: a folder that cannot be read', unreadable, (['A/a', 'B/c'], ['A/b (Permission denied)']))
+
+
+# Clips that cannot be read
+
+def clip_folders(folder, *damaged):
+    "Create 5 clips in each of 2 classes; those in `damaged` have incomplete frames, or none after a dash"
+    for clip in [f'{o}/{i}' for o in 'AB' for i in range(5)]:
+        (folder/clip).mkdir(parents=True)
+        if f'-{clip}' in damaged: continue
+        for t in range(2):
+            file = save(folder/clip, filled(50 if clip[0] == 'A' else 200, 'u1'), f'{t}.png')
+            if clip in damaged: file.write_bytes(file.read_bytes()[:50])
+    return folder
+
+
+skip = dict(bs=2, image_size=16, seq_len=2, normalize=False, skip_bad=True, num_workers=0)
+
+
+def epochs(folder, val_idxs, *damaged, later=(), **kwargs):
+    "Return the pairs of label and value in two epochs of both sets, and the replaced clips"
+    clips = get_instances(clip_folders(folder, *damaged))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        dls = get_action_dataloaders(clips, **skip | dict(val_idxs=val_idxs) | kwargs)
+        for o in later: (folder/o/'0.png').write_bytes(b'')
+        batches = [*dls.train, *dls.valid, *dls.train, *dls.valid, dls.one_batch()]
+        dls.show_batch(max_n=1)
+        dls.train.new().one_batch()
+    seen = {(dls.vocab[i], int(255*v.mean()+.5)) for x,y in batches for i,o in zip(y, x[0]) for v in [o]}
+    replaced = {o.relative_to(folder).as_posix() for dl in dls.loaders for o in dl.skipped}
+    assert all(str(Path(o)) in out.getvalue() for o in replaced)
+    return seen, sorted(replaced)
+
+
+right = {('A', 50), ('B', 200)}
+for name,(val_idxs,*damaged) in dict(first_of_training=([4,9], 'A/0'), first_of_validation=([0,1,8,9], 'A/0'),
+                                     both_first=([1,2,8,9], 'A/0', 'A/1'), missing=([4,9], '-A/0', '-B/3'),
+                                     last=([4,9], 'B/3'), most=([4,9], 'A/0', 'A/1', 'A/2')).items():
+    gives(f'skip_bad: {name}', lambda p, v=val_idxs, d=damaged: epochs(p, v, *d),
+          (right, sorted(o.lstrip('-') for o in damaged)))
+gives('skip_bad: a file that is damaged later', lambda p: epochs(p, [4,9], later=['A/0', 'B/0']),
+      (right, ['A/0', 'B/0']))
+gives('skip_bad: in a process', lambda p: epochs(p, [4,9], 'A/0', num_workers=1), (right, ['A/0']))
+refuses('skip_bad: all of a class', lambda p: epochs(p, [4,9], *[f'A/{i}' for i in range(4)]),
+        'No other clip', os.sep+'A'+os.sep)
+refuses('skip_bad: all', lambda p: epochs(p, [4,9], *[f'{o}/{i}' for o in 'AB' for i in range(5)]),
+        'None of the 8 training clips')
+refuses('skip_bad: all missing', lambda p: epochs(p, [4,9], *[f'-{o}/{i}' for o in 'AB' for i in range(5)]),
+        'a folder without frames')
+refuses('skip_bad: not wanted', lambda p: epochs(p, [4,9], 'A/0', skip_bad=False), os.path.join('A', '0'))
+
+
+def loaders(folder, *damaged):
+    return get_action_dataloaders(get_instances(clip_folders(folder, *damaged)), val_idxs=[4,9], **skip)
+
+
+refuses('skip_bad: a test set', lambda p: list(loaders(p, 'A/0').test_dl([p/'A'/'0'])),
+        os.path.join('A', '0'))
+refuses('skip_bad: another class of loaders', lambda p: epochs(p, [4,9], dl_type=WeightedDL),
+        'skip_bad=True: WeightedDL cannot replace clips', 'ClipDL')
+refuses('skip_bad: a new loader of another class', lambda p: loaders(p).train.new(cls=TfmdDL),
+        'skip_bad=True: TfmdDL cannot replace clips', 'ClipDL')

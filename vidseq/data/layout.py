@@ -93,7 +93,9 @@ def _raise_mixed(path, videos, frames):
 
 def _choose_videos(path, files, sets):
     "Return the videos; report gifs outside of the class folders and folders of images"
-    clips,misplaced = _place_clips(files.videos or files.gifs, sets)
+    videos = files.videos or files.gifs
+    clips,misplaced = _place_clips(videos, sets)
+    if all(o.parent == Path() for o in videos): clips,misplaced = set(videos),[] # labels can be in the names
     if misplaced: _raise_misplaced(path, misplaced, files.frames)
     depths = {len(o.parts) for o in clips}
     clips |= {o for o in files.gifs if len(o.parts) in depths}
