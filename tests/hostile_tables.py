@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import os
 import pickle
 
 import numpy as np
@@ -323,7 +324,7 @@ refuses('sets: only one set is there', sets_of(*with_classes('train'), train='tr
 refuses('sets: no class folders', sets_of('train','val'), 'train, val', 'names of sets')
 refuses('sets: sets in class folders', sets_of('A/train','A/val','B/train','B/val'), 'names of sets')
 refuses('sets: a clip beside the class folders', sets_of(*with_classes('train','val'), 'train'),
-        'c0: the clip is in train')
+        os.path.join('train', 'c0'), 'would be train, the names of sets')
 refuses('sets: a test set without classes only', sets_of(*with_classes('train'), 'test'),
         'have class folders: train')
 

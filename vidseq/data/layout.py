@@ -82,6 +82,8 @@ def _raise_misplaced(path, items, frames):
     if any(o in frames for o in items):
         found = f'{n} folders with images are not in the place of a clip: {example}'
     else: found = f'{n} videos are not in a class folder: {example}'
+    classes = sorted({o.parent.name for o in items if set_kind(o.parent.name)})
+    if classes: found += f'. Their classes would be {preview_list(classes)}, the names of sets'
     raise ValueError(f'{path}: {found}. Clips must be in class folders, class/clip or train/class/clip; a '
                      'clip is a video or a folder of frames. Move them, or give a list of clips and a '
                      'function from path to label to `VideoDataLoaders.from_path_func`.')
