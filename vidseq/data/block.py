@@ -154,14 +154,12 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
     clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern)
     if cache is not None: cache = _fill_cache(cache, paths, size)
-    if skip_bad:
-        kwargs['skip_bad'] = True
-        splits = readable_first(splits, paths, compose(*L(cache), *clip_block.type_tfms))
+    if skip_bad: splits = readable_first(splits, paths, compose(*L(cache), *clip_block.type_tfms))
     dblock = DataBlock((clip_block, block),
                        get_x=_read_from_cache(cache, get_x), get_y=LabelGetter(get_y, kind),
                        splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))
-    dls = cls.from_dblock(dblock, items, path=path, bs=bs, **kwargs)
+    dls = cls.from_dblock(dblock, items, path=path, bs=bs, skip_bad=skip_bad, **kwargs)
     _check_batch_size(dls)
     return _remember_split(dls, rule, group)
 
