@@ -57,7 +57,9 @@ def _safe_streams():
     if not first: out,messages = Output(io.StringIO()),io.StringIO()
     redirected = contextlib.redirect_stdout(messages), contextlib.redirect_stderr(messages)
     with redirected[0], redirected[1], warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=FutureWarning) # for developers of the libraries
+        for o in (FutureWarning, DeprecationWarning): # for developers of the libraries
+            warnings.filterwarnings('ignore', category=o)
+        warnings.filterwarnings('ignore', message='Glyph .* missing from') # in figures of the page
         warnings.filterwarnings('ignore', message='.* missing or unusable frames') # see `print_problems`
         warnings.showwarning = _show_warning
         yield out

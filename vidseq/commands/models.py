@@ -22,6 +22,9 @@ def _load_model(args):
         for dl in learn.dls.loaders: clip_tfm(dl).pattern = args.pattern
     return learn
 
+def _prediction_text(o): # a number, or a class and its probability
+    return f'  {o[1]:6.1%}  {o[0]}' if isinstance(o, tuple) else f'  {o:.5g}'
+
 @command('predict', 'Print the most probable classes of videos.', model,
          arg('videos', type=path, nargs='+', metavar='VIDEO', help='video files, or folders of frames'),
          arg('--top', type=number(low=1), default=3, help=f'number of classes {default}'), pattern, as_json)
@@ -32,7 +35,7 @@ def _predict(args, out):
         found[str(video)] = predict_video(learn, video, k=args.top)
         if args.json: return
         out.line(video)
-        for name,p in found[str(video)]: out.line(f'  {p:6.1%}  {name}')
+        for o in found[str(video)]: out.line(_prediction_text(o))
     failed = for_each(args.videos, predict)
     if args.json: out.json(found)
     return 1 if failed else 0
@@ -91,8 +94,8 @@ def _timeline(args, out):
     if args.csv: check_output(args.csv)
     learn = _load_model(args)
     timeline = predict_timeline(learn, args.video, window=args.window, stride=args.stride, fps=args.fps)
-    segments = timeline_segments(timeline, args.threshold)
     if args.csv: write_report_csv(timeline, args.csv)
+    segments = timeline_segments(timeline, args.threshold)
     if segments.empty: _explain_nothing(timeline, args.threshold)
     if args.json: return out.json(segments.to_dict('records'))
     for o in segments.itertuples(): out.line(f'{o.start:8.2f} {o.end:8.2f} {o.probability:6.1%}  {o.label}')
@@ -126,4 +129,4 @@ def _export(args, out):
     formats[args.out.suffix](learn.model, args.out, clip)
     shape = 'x'.join(map(str, (len(clip), *clip[0].shape[1:])))
     out.line(f'{args.out}: input: clips {shape}, normalized as in {args.model}; '
-             f'output: {len(learn.dls.vocab)} logits')
+             f'output: {learn.dls.c} numbers')

@@ -8,6 +8,7 @@ __all__ = ['predict_video']
 # %% ../../nbs/71_deploy.predict.ipynb #0a92992d
 from fastai.vision.all import Learner
 
+from ..files import check_range
 from ..train.learner import learner_method
 from ..train.outputs import clip_path, labels_of, predict_outputs
 
@@ -22,7 +23,7 @@ def predict_video(learn:Learner, # Trained learner
     For labels that are numbers, return the predicted numbers. Raises `VideoError` with the path if the video
     is missing or cannot be read."""
     kind,names = labels_of(learn.dls)
-    if k < 1: raise ValueError(f'k={k}: must be 1 or more.')
+    check_range('k', k, 1)
     dl = learn.dls.test_dl([clip_path(path)], num_workers=0)
     with learn.no_bar(), learn.no_logging(): probs = predict_outputs(learn, dl)[0][0] # 1,C -> C
     if kind == 'numbers': return probs.tolist()

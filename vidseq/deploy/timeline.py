@@ -18,6 +18,7 @@ from fastai.vision.all import Learner, chunked, ifnone, plt
 from ..data.clip import ImageTuple
 from ..data.frame import Frame, load_frame
 from ..data.samplers import slot_frames, slot_rate
+from ..files import check_range, printable
 from ..parallel import progress
 from ..train.learner import learner_method
 from ..train.outputs import clip_reader, labels_of, predict_outputs
@@ -120,6 +121,9 @@ def _timeline_table(predictions, size, rate, labels):
     return timeline
 
 # %% ../../nbs/72_deploy.timeline.ipynb #4c7e7098
+def _check_seconds(**options):
+    for name,o in options.items(): check_range(name, o, above=0, whole=False)
+
 @learner_method
 def predict_timeline(learn:Learner, # Trained learner
                      source, # Video file, folder of frames, or open PyAV container (camera, stream)
@@ -133,8 +137,8 @@ def predict_timeline(learn:Learner, # Trained learner
 
     A video shorter than `window` is one window. Raises `VideoError` if `source` is missing or damaged, and
     `ValueError` if its frame rate is unknown."""
-    if window <= 0 or stride <= 0:
-        raise ValueError(f'window={window}, stride={stride}: both must be more than 0. Give seconds.')
+    _check_seconds(window=window, stride=stride, fps=fps, seconds=seconds)
+    check_range('bs', bs, 1)
     labels,tfm = labels_of(learn.dls),clip_reader(learn.dls.valid)
     frames,rate,n_frames = _open_source(source, tfm, fps)
     if not rate: raise ValueError(f'{source}: the frame rate is unknown. Set `fps`.')
@@ -159,7 +163,7 @@ def plot_timeline(timeline:pd.DataFrame, # Result of `predict_timeline`
     if ax is None: _,ax = plt.subplots(figsize=(10,2.5))
     middle = timeline.iloc[:,:2].mean(axis=1)
     order = (-timeline.iloc[:,2:].max().to_numpy()).argsort(kind='stable')[:k]
-    for i in order: ax.plot(middle, timeline.iloc[:,2+i], marker='.', label=timeline.columns[2+i])
+    for i in order: ax.plot(middle, timeline.iloc[:,2+i], marker='.', label=printable(timeline.columns[2+i]))
     if _is_numbers(timeline): ax.set(xlabel='seconds', ylabel='value')
     else: ax.set(ylim=(-.02,1.02), xlabel='seconds', ylabel='probability')
     ax.legend(loc='center left', bbox_to_anchor=(1,.5))
@@ -172,6 +176,7 @@ def timeline_segments(timeline:pd.DataFrame, # Result of `predict_timeline`
     """Return the times of consecutive windows in which a class has at least probability `threshold`
 
     Raises `ValueError` if `timeline` holds numbers instead of probabilities."""
+    check_range('threshold', threshold, whole=False)
     _check_probabilities(timeline)
     starts,ends = _window_bounds(timeline)
     rows = []

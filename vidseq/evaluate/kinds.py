@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from .intervals import group_interval, statistic_interval
 from .metrics import ClassScores, no_formulas, Scores
+from ..files import printable
 
 # %% ../../nbs/60_evaluate.kinds.ipynb #1d23246f
 def average_precision(scores, # Probability of each of N clips
@@ -102,7 +103,7 @@ class LabelScores(Scores):
         "Plot the average precision of each class"
         table = self.per_class()
         fig,ax = plt.subplots(figsize=figsize or (6,1+len(table)*.3))
-        ax.barh(table.label, table.average_precision)
+        ax.barh(table.label.map(printable), table.average_precision)
         ax.set(xlim=(0,1), xlabel='average precision')
         ax.invert_yaxis()
         return fig
@@ -182,7 +183,7 @@ class NumberScores(Scores):
         for i,(name,ax) in enumerate(zip(self.vocab, axs[0])):
             ax.scatter(self.targs[:,i], self.probs[:,i], alpha=.6)
             ax.axline((float(self.targs[0,i]),)*2, slope=1, color='gray', ls=':')
-            ax.set(title=str(name), xlabel='actual', ylabel='predicted')
+            ax.set(title=printable(name), xlabel='actual', ylabel='predicted')
         return fig
 
     plot_title = 'predictions against labels'

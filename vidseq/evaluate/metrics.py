@@ -12,6 +12,7 @@ import torch
 from fastai.vision.all import L, plt
 
 from .intervals import group_interval
+from ..files import printable
 
 # %% ../../nbs/60_evaluate.metrics.ipynb #9e7c84e2
 def class_table(confusion:np.ndarray, # Counts C,C: actual classes in rows, predicted in columns
@@ -156,7 +157,7 @@ class ClassScores(Scores):
         for i,j in counts.nonzero().tolist():
             color = 'white' if share[i,j] > .5 else 'black'
             ax.text(j, i, int(counts[i,j]), ha='center', va='center', color=color)
-        names = [str(o) for o in self.vocab]
+        names = [printable(o) for o in self.vocab]
         ax.set(xticks=range(n), yticks=range(n), xlabel='predicted', ylabel='actual', yticklabels=names)
         ax.set_xticklabels(names, rotation=60, ha='right')
         return fig

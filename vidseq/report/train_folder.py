@@ -18,7 +18,7 @@ from ..data.frame import load_frame
 from ..data.loader import get_clips
 from ..data.samplers import window_frames
 from ..data.splits import ucf_group
-from ..files import check_output
+from ..files import check_output, check_range
 from ..options import checks_options
 from .compare import compare_models
 from .page import write_report
@@ -46,6 +46,11 @@ def _default_workers():
     return 0 if defaults.cpus <= 2 else min(defaults.cpus-1, 8)
 
 # %% ../../nbs/82_report.train_folder.ipynb #ebc3dae7
+def _check_numbers(counts, seconds, workers):
+    for name,o in counts.items(): check_range(name, o, 1)
+    check_range('seconds', seconds, above=0, whole=False)
+    check_range('workers', workers, 0)
+
 @checks_options
 def train_folder(folder:Path, # Class folders of videos or frames, also in `train` and `valid` folders
                  out:Path, # Folder for the frames, the page, the scores and the best model
@@ -65,6 +70,7 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
     "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
     folder,out = Path(folder),Path(out)
     check_output(out/'index.html') # before training
+    _check_numbers(dict(size=size, seq_len=seq_len, step=step, bs=bs), seconds, workers)
     clips,cache = get_clips(folder, pattern),None
     if clips[0].is_file():
         pattern = None # for folders of frames only

@@ -18,7 +18,7 @@ from PIL import Image
 from simplejpeg import encode_jpeg
 
 from ..files import (atomic_file, atomic_folder, check_range, list_sorted, process_lock,
-                          remove_leftovers)
+                          remove_leftovers, safe_cell, safe_path)
 from ..parallel import parallel_map
 from .decode import VideoError
 from .frame_folder import frames_folder, frames_root
@@ -163,7 +163,8 @@ def _report_videos(f, jobs, executor, n_workers, name):
     return pd.DataFrame(list(rows)).astype({'declared':'Int64'})
 
 def _write_report(report, fname):
-    "Write `report` to the csv file `fname`"
+    "Write `report` to the csv file `fname`, safe to open in a spreadsheet"
+    report = report.assign(file=report.file.map(safe_path), reason=report.reason.map(safe_cell))
     try:
         with atomic_file(fname) as part:
             report.to_csv(part, index=False, errors='surrogateescape') # file names may not be valid UTF-8
