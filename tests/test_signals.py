@@ -160,3 +160,26 @@ def test_a_script_without_guard_is_told(tmp_path):
     res = subprocess.run([sys.executable, 'run.py'], cwd=tmp_path, env=child_env(), capture_output=True,
                          text=True)
     assert res.returncode == 1 and 'if __name__ == "__main__":' in res.stderr.splitlines()[-1]
+
+ignored = '''
+import signal, sys, time
+import vidseq.cli
+from vidseq.commands import videos
+class Deleted:
+    def __del__(self): signal.raise_signal(getattr(signal, sys.argv[1]))
+def work(args, out):
+    "Receive a signal where Python ignores exceptions, then work forever"
+    Deleted()
+    while True: time.sleep(.01)
+work.command = videos._info.command
+videos._info = work
+sys.exit(vidseq.cli.main(['info', 'a.avi']))
+'''
+
+@pytest.mark.parametrize('name, code', [('SIGINT',130), ('SIGTERM',143)])
+def test_no_signal_is_lost(name, code):
+    "Check a command whose signal arrives while an object is deleted"
+    p = subprocess.Popen([sys.executable, '-c', ignored, name], env=child_env(), stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=accept_ctrl_c)
+    out,err = wait_for_all(p)
+    assert (p.returncode, out, err) == (code, '', '')

@@ -11,6 +11,7 @@ import argparse, atexit, contextlib, io, os, signal, sys, threading, warnings
 from . import __version__
 from .commands import models, train, videos
 from .commands.arguments import Output, SafeStream, complain, describe_error
+from .parallel import signal_main_thread
 
 # %% ../nbs/90_cli.ipynb #bd02acfd
 def _commands():
@@ -35,15 +36,25 @@ class _Terminated(KeyboardInterrupt): pass
 
 def _raise_terminated(*_): raise _Terminated
 
+def _repeat_signal(ignored, usual=sys.unraisablehook):
+    "Send a signal again if Python ignored its exception, as it does while a process forks"
+    if not issubclass(ignored.exc_type, KeyboardInterrupt): return usual(ignored)
+    number = signal.SIGTERM if issubclass(ignored.exc_type, _Terminated) else signal.SIGINT
+    threading.Timer(.05, signal_main_thread, [number]).start()
+
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c():
-    "Raise `_Terminated` at SIGTERM, in the main thread and unless the signal is ignored"
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL: yield
-    else:
-        signal.signal(signal.SIGTERM, _raise_terminated)
-        try: yield
-        finally: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _signals_as_exceptions():
+    "Raise `_Terminated` at SIGTERM unless it is ignored, and let no signal be lost; in the main thread only"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hook,handler = sys.unraisablehook,signal.getsignal(signal.SIGTERM)
+    sys.unraisablehook = _repeat_signal
+    if handler == signal.SIG_DFL: signal.signal(signal.SIGTERM, _raise_terminated)
+    try: yield
+    finally:
+        sys.unraisablehook = hook
+        if handler == signal.SIG_DFL: signal.signal(signal.SIGTERM, handler)
 
 def _show_warning(message, *_, **__): complain(message)
 
@@ -103,7 +114,7 @@ def main(argv=None # Arguments; default: those of the process
         )->int: # 0, 1 after an error, 2 for wrong arguments, 130 after Ctrl-C, 143 after SIGTERM
     "Run the `vidseq` command"
     try:
-        with _sigterm_as_ctrl_c(), _safe_streams() as out:
+        with _signals_as_exceptions(), _safe_streams() as out:
             with contextlib.redirect_stdout(out.stream): args = _parser().parse_args(argv)
             code = _run(args, out)
     except KeyboardInterrupt as e:

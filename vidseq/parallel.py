@@ -42,10 +42,14 @@ _grace = 1.5 # seconds for a worker to remove its incomplete files
 
 def _raise_exit(*_): raise SystemExit(1)
 
+def signal_main_thread(number):
+    "Send a signal to the main thread of this process, from another thread"
+    if hasattr(signal, 'pthread_kill'): signal.pthread_kill(threading.main_thread().ident, number)
+    else: _thread.interrupt_main(number) # Windows
+
 def _end_process():
     "Raise `SystemExit` in the main thread of this process; end the process if it does not exit"
-    if hasattr(signal, 'pthread_kill'): signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
-    else: _thread.interrupt_main(signal.SIGTERM) # Windows
+    signal_main_thread(signal.SIGTERM)
     time.sleep(_grace)
     os._exit(1)
 
