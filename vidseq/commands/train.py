@@ -75,7 +75,7 @@ def _split_table(args):
     from fastai.vision.all import parent_label
     from vidseq.data.loader import get_clips
     from vidseq.data.rules import default_splitter
-    clips = get_clips(args.folder)
+    clips = get_clips(args.folder, args.pattern)
     splitter = default_splitter(args.groups, args.valid_pct, args.seed, parent_label)
     train,valid = splitter(clips)
     is_valid = dict.fromkeys(train, False) | dict.fromkeys(valid, True)
@@ -86,6 +86,7 @@ def _split_table(args):
 
 @command('split', 'Divide a folder of class folders into training and validation, never dividing a group. '
          'Writes a table for `VideoDataLoaders.from_csv(..., valid_col="is_valid")`.', folder, same_groups,
+         pattern,
          arg('--valid-pct', type=real(above=0, below=1), default=.2, help=f'share for validation {default}'),
          arg('--seed', type=number(low=0, high=2**32-1), default=0, help=f'random seed {default}'),
          arg('--out', type=path, help='write to this file (default: print)'))
