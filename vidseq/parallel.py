@@ -20,21 +20,33 @@ from fastprogress import progress_bar
 from .files import check_range
 
 # %% ../nbs/01_parallel.ipynb #a8291971
+class ProgressLines:
+    "Print a line whenever another tenth of `total` is done, with the methods of a progress bar"
+    def __init__(self, total, name):
+        self.total,self.name,self.tenth = total,name,0
+
+    def update(self, n):
+        "Print a line if `n` reaches another tenth"
+        tenth = n*10//self.total if self.total else 0
+        if tenth > self.tenth: print(f'{self.name}: {n} of {self.total}', flush=True)
+        self.tenth = max(tenth, self.tenth)
+
+    def on_interrupt(self): pass
+
+def is_interactive(): return IN_NOTEBOOK or sys.stdout.isatty()
+
 def _print_tenths(items, total, name):
-    "Yield `items`, and print a line whenever another tenth of `total` is done"
-    tenth = 0
+    lines = ProgressLines(total, name)
     for i,o in enumerate(items, 1):
         yield o
-        if total and i*10//total > tenth:
-            tenth = i*10//total
-            print(f'{name}: {i} of {total}', flush=True)
+        lines.update(i)
 
 def progress(items, # Iterable
              total:int=None, # Number of items; None: unknown
              name:str='done', # First word of a printed line
             ): # Generator of `items`
     "Yield `items` and show a progress bar, or print a line per tenth where the output is not a terminal"
-    if IN_NOTEBOOK or sys.stdout.isatty(): return iter(progress_bar(items, total=ifnone(total, 'noinfer')))
+    if is_interactive(): return iter(progress_bar(items, total=ifnone(total, 'noinfer')))
     return _print_tenths(items, total, name)
 
 # %% ../nbs/01_parallel.ipynb #6694d110

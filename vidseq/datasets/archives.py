@@ -19,6 +19,7 @@ from fastprogress import progress_bar
 from .archive_formats import (Limits, UnsafeArchive, archive_files, first_volume, list_members,
                                              member_reader, open_archive)
 from ..files import atomic_folder, check_range, printable, process_lock
+from ..parallel import ProgressLines, is_interactive
 from ..video.frame_folder import frames_root, is_image
 
 # %% ../../nbs/20_datasets.archives.ipynb #190e68b7
@@ -114,7 +115,9 @@ def _member_targets(members, dest):
 @contextmanager
 def progress_mb(total):
     "Show a progress bar of `total` bytes (None: unknown) and yield a function that advances it"
-    bar = progress_bar(range(0), total='noinfer' if total is None else max(1, -(-total>>20)))
+    megabytes = None if total is None else max(1, -(-total>>20))
+    bar = ProgressLines(megabytes, 'MB')
+    if is_interactive(): bar = progress_bar(range(0), total=ifnone(megabytes, 'noinfer'))
     bar.comment = 'MB'
     done,shown = 0,0
     def step(n):
