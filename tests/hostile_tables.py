@@ -199,6 +199,13 @@ refused('booleans and integers', df_dls(pd.Series([True,1]*5, dtype=object)), 'd
 refused('lists of two lengths', df_dls([[1.,2.],[1.]]*5), 'df: row 1 (A/c1)', 'a list of 1')
 refused('dates', df_dls(list(pd.date_range('2020', periods=10))), 'df: row 0 (A/c0)', 'not one class')
 refused('NaN in a list', df_dls([[1.,float('nan')]]*10), 'df: row 0 (A/c0)')
+for o in (None, True, 1.5, [0,1]):
+    refused(f'the clip column {o!r}', df_dls(list('xy'*5), fn_col=o), f'fn_col={o!r}: not a column')
+reads('a column by a NumPy integer', df_dls(list('xy'*5), label_col=np.int64(1)), ['x','y'])
+for o in ([['a','x']], dict(clip=['a'], label=['x'])):
+    refused(f'a {type(o).__name__}', lambda p, o=o: VideoDataLoaders.from_df(o, p), 'not a DataFrame')
+refused('an empty separator', df_dls(list('xy'*5), label_delim=''), "label_delim=''")
+reads('a long number is text', csv_dls(table(['9'*5000,'1']*5)), ['1','9'*5000])
 refused('NaN among clips', df_dls(dict(clip=[None]+ten[1:], label=list('xy'*5))), 'df: row 0', 'empty')
 
 
@@ -400,6 +407,11 @@ gives('split: val_idxs', then(seed_dls(bs=2, val_idxs=range(5, 10)), summary), [
 for i in (10, -1): refuses(f'split: the index {i}', seed_dls(val_idxs=[i]), f'the index {i}')
 for o in (5, -.1, float('nan'), 1): refuses(f'split: valid_pct={o}', folder_dls(dict(A=3, B=3), valid_pct=o),
         f'valid_pct={o}', '0 to 1')
+for o in ('train', [[0,1],[2,3]], RandomSplitter):
+    refuses(f'split: {o!r:.20} for a function', folder_dls(dict(A=3, B=3), splitter=o), 'splitter',
+            'RandomSplitter(seed=0)')
+refuses('split: a mask', seed_dls(bs=2, val_idxs=[True,False]*5), 'the index True')
+gives('split: one index', then(seed_dls(bs=2, val_idxs=3), lambda o: len(o.valid_ds)), 1)
 refuses('split: nothing to train on', folder_dls(dict(A=3, B=3), splitter=IndexSplitter(range(6))),
         'no clips to train on')
 
@@ -411,6 +423,7 @@ for n in (2, 3, 9, 40):
             then(folder_dls(dict(A=n, B=n), bs=None), lambda o: len(o.train) >= min(4, len(o.train_ds)//2)),
             True)
 gives('bs: default of the seed', then(seed_dls(seed=1), lambda o: len(o.train)), 4)
+for o in (0, -1, 1.5, '8'): refuses(f'bs: {o!r}', folder_dls(dict(A=5, B=5), bs=o), f'bs={o!r}', '1 or more')
 refuses('bs: given and too large', folder_dls(dict(A=5, B=5), bs=64), 'bs=64', '8 training clips')
 
 

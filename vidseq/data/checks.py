@@ -9,6 +9,7 @@ __all__ = []
 import glob
 from pathlib import Path
 
+import numpy as np
 from fastcore.all import L, first
 
 from .labels import is_missing
@@ -55,9 +56,11 @@ def call_label_func(f, path):
     except AssertionError as e: raise ValueError(f'{path}: no label ({e}). Correct the pattern.') from None
 
 # %% ../../nbs/36_data.checks.ipynb #a53ce705
+def _is_index(i, n): return isinstance(i, (int,np.integer)) and not isinstance(i, bool) and 0 <= i < n
+
 def _check_disjoint(paths, splits):
     "Raise `ValueError` if an index is out of range, a clip is in both sets, or none is in the training set"
-    odd = first(i for split in splits for i in split if not 0 <= i < len(paths))
+    odd = first(i for split in splits for i in split if not _is_index(i, len(paths)))
     if odd is not None: raise ValueError(f'splitter: the index {odd} is not one of {len(paths)} clips.')
     train,valid = ({paths[i] for i in split} for split in splits[:2])
     both = sorted(train & valid)

@@ -8,15 +8,16 @@ __all__ = []
 # %% ../../nbs/34_data.sets.ipynb #6f13cb25
 import os, re
 from collections import namedtuple
-from pathlib import Path
+from functools import lru_cache
 
 from fastcore.all import L, first
 
 # %% ../../nbs/34_data.sets.ipynb #7bd016fe
-_set_names = dict(train='train|training', valid='valid|val|validation', dev='dev|devel|development',
-                  eval='eval|evaluation', test=r'test|testing|h[eo]ld[ _-]?out')
+_set_names = dict(train='train|training|trn', valid='valid|val|validation|vld', dev='dev|devel|development',
+                  eval='eval|evaluation', test=r'test|testing|tst|h[eo]ld[ _-]?out')
 _set_suffix = r'(?:[ _-]?(?:set|data|split|videos|clips|frames|images))?(?:[ _-]?\d+)?' # val_256, test-set
 
+@lru_cache(1000) # data sets have many clips and few folders
 def set_kind(name # Name of a folder, or a value of a column
             ): # 'train', 'valid', 'dev', 'eval' or 'test'; None for other names
     "Return which set `name` usually denotes"
@@ -54,8 +55,8 @@ def _common_folder(paths):
 
 def _set_folder(path, label, root, names):
     "Return the first folder below `root` with the name of a set, unless it is the class of the clip"
-    path = Path(os.path.abspath(path))
-    folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    folder = os.path.dirname(os.path.abspath(path))
+    folders = folder[len(root):].split(os.sep) if (folder+os.sep).startswith(root) else ()
     for i,o in enumerate(folders):
         if not (set_kind(o) or o.lower() in names): continue
         is_class = o == str(label) and o not in folders[i+1:]
@@ -69,5 +70,5 @@ def folder_sets(paths, # Paths of clips
     "Find the set that each clip is in"
     root = (_common_folder(paths) if paths else None) if root is None else os.path.abspath(root)
     if root is None: return [None]*len(paths)
-    names = {str(o).lower() for o in names}
+    root,names = os.path.join(root, ''),{str(o).lower() for o in names}
     return [_set_folder(p, l, root, names) for p,l in zip(paths, labels or [None]*len(paths))]

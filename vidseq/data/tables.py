@@ -9,6 +9,7 @@ __all__ = []
 import csv, difflib, io, os, re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from fastai.vision.all import ColReader, DisplayedTransform, L, first
 
@@ -81,6 +82,12 @@ def _row_name(df, i):
     "Return the place of row `i`: its line in a file, or its number"
     return f'{df.attrs["file"]}: line {df.index[i]}' if 'file' in df.attrs else f'df: row {i}'
 
+def column_number(col, arg):
+    "Return the name or number of a column; raise `ValueError` if it is neither"
+    if isinstance(col, (str,int)) and not isinstance(col, bool): return col
+    if isinstance(col, np.integer): return int(col)
+    raise ValueError(f'{arg}={col!r}: not a column. Give its name or number.')
+
 def check_column(df, col, arg):
     "Raise `ValueError` if the table has no column `col`, a name or a number, or several of this name"
     names,where = list(df.columns),df.attrs.get('file', 'df')
@@ -97,6 +104,7 @@ def check_column(df, col, arg):
 
 def read_column(df, col, arg):
     "Return the cells of a column as plain values"
+    col = column_number(col, arg)
     check_column(df, col, arg)
     return plain_value(df.iloc[:,col] if isinstance(col, int) else df[col])
 
@@ -144,24 +152,31 @@ def column_group(df, col, paths):
 # %% ../../nbs/36_data.tables.ipynb #b35490fc
 class PathReader(DisplayedTransform):
     "Read the path of a clip from a row of a table"
-    def __init__(self, col, root, suff=''): self.read,self.root,self.suff = ColReader(col),Path(root),suff
+    def __init__(self, col, root, suff=''):
+        self.read,self.root,self.suff = ColReader(col),Path(root),suff or ''
 
     def _spellings(self, name):
         for o in dict.fromkeys((name, name.strip(), name.strip().replace('\\', '/'))):
             yield self.root/f'{o}{self.suff}'
             if self.suff and o.endswith(self.suff): yield self.root/o
 
-    def __call__(self, row, **kwargs):
-        paths = list(self._spellings(str(plain_value(self.read(row)))))
+    def find(self, name):
+        "Return the path of the clip `name`, as text"
+        paths = list(self._spellings(str(plain_value(name))))
         return str(first(paths, os.path.exists) or paths[0])
+
+    def __call__(self, row, **kwargs): return self.find(self.read(row))
 
 class LabelReader(DisplayedTransform):
     "Read the label of a row: a cell, a cell with several names, or the names of columns that contain 1"
     def __init__(self, cols, delim=None, names=None):
         self.read,self.delim,self.names = ColReader(cols),delim,names
 
-    def __call__(self, row, **kwargs):
-        label = plain_value(self.read(row))
+    def __call__(self, row, **kwargs): return self.parse(self.read(row))
+
+    def parse(self, cells):
+        "Return the label in a cell, or in a list of cells"
+        label = plain_value(cells)
         if self.names: return [o for o,v in zip(self.names, label) if as_flag(v)]
         if self.delim is not None: return self._split(label)
         return label.strip() if isinstance(label, str) else label
@@ -197,9 +212,9 @@ def label_reader(df, # Table
                  numbers=False, # Read several columns as numbers; by default 0 and 1 mean classes
                 )->LabelReader:
     "Create the reader of the labels of a table; raise `ValueError` if its columns cannot be labels"
-    cols = list(L(label_col))
-    if not cols: raise ValueError('label_col: no column. Give the name or number of a column.')
+    cols = [column_number(o, 'label_col') for o in (L(label_col) or [None])]
     for o in cols: check_column(df, o, 'label_col')
+    if label_delim == '': raise ValueError("label_delim='': not a separator. Give one, for example ' '.")
     if len(cols) == 1: return LabelReader(cols, label_delim)
     if label_delim is None: return _several_columns(df, cols, numbers)
     raise ValueError(f'label_delim={label_delim!r}: {len(cols)} label columns. Give one, or no separator.')
@@ -207,7 +222,8 @@ def label_reader(df, # Table
 def whole_numbers(df, col):
     "Convert a column of text to whole numbers if all its cells are written as such: 7, not 007 or 7.0"
     values = read_column(df, col, 'label_col')
-    if not all(isinstance(o, str) and re.fullmatch('0|-?[1-9][0-9]*', o.strip()) for o in values): return df
+    whole = re.compile('0|-?[1-9][0-9]{0,17}')
+    if not all(isinstance(o, str) and whole.fullmatch(o.strip()) for o in values): return df
     df,i = df.copy(),col if isinstance(col, int) else df.columns.get_loc(col)
     df.isetitem(i, pd.Series(map(int, values), df.index, object))
     return df
@@ -218,7 +234,12 @@ def read_paths(df, reader):
     values = read_column(df, col, 'fn_col')
     _check_cells(df, values, col, 'fn_col')
     def place(i): return f'{_row_name(df, i)} ({values[i]})'
-    return L(Path(reader(row)) for _,row in df.iterrows()), place
+    return L(values).map(reader.find).map(Path), place
+
+def read_label_columns(df, reader):
+    "Return the label of each row"
+    cols = [read_column(df, o, 'label_col') for o in reader.read.cols]
+    return list(map(reader.parse, cols[0] if len(cols) == 1 else zip(*cols)))
 
 def check_header(df, reader):
     "Raise `ValueError` if the name of the column of paths in a file is a clip: the file has no header then"
