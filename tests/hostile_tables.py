@@ -424,6 +424,10 @@ for n in (2, 3, 9, 40):
             True)
 gives('bs: default of the seed', then(seed_dls(seed=1), lambda o: len(o.train)), 4)
 for o in (0, -1, 1.5, '8'): refuses(f'bs: {o!r}', folder_dls(dict(A=5, B=5), bs=o), f'bs={o!r}', '1 or more')
+for o,near in (('img_size', 'image_size'), ('n_frames', 'seq_len'), ('num_worker', 'num_workers')):
+    refuses(f'loaders: unknown {o}', folder_dls(dict(A=5, B=5), **{o: 4}), f'`{o}`', near)
+gives('loaders: arguments of fastai',
+        then(folder_dls(dict(A=5, B=5), drop_last=False, val_bs=3, shuffle_fn=list), lambda o: o.valid.bs), 3)
 refuses('bs: given and too large', folder_dls(dict(A=5, B=5), bs=64), 'bs=64', '8 training clips')
 
 

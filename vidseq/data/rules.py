@@ -116,8 +116,8 @@ def run_rule(rule:SplitRule, items):
     "Split `items`, and print the rule, the number of clips and the note"
     splits = rule.splitter(items) if callable(rule.splitter) else None
     if not isinstance(splits, (tuple,list,L)) or len(splits) < 2:
-        raise ValueError('splitter: not a function of the paths that returns two lists of indices. Give one, for '
-                         'example `RandomSplitter(seed=0)`.')
+        raise ValueError('splitter: not a function of the paths that returns two lists of indices. Give one, '
+                         'for example `RandomSplitter(seed=0)`.')
     train_idxs,valid_idxs,*rest = splits
     if not rule.description: return train_idxs, valid_idxs, *rest
     print(f'{rule.description} {len(train_idxs)} clips to train on, {len(valid_idxs)} to validate.')
