@@ -21,8 +21,8 @@ from .show import show_batch as show_batch # the import makes fastai show clips 
 from .rules import SplitRule, split_rule
 from .list_splitter import ListSplitter
 from .splits import known_group
-from .tables import PathReader, check_header, column_group, column_rule, label_reader
-from .tables import read_paths, read_table, whole_numbers
+from .tables import PathReader, check_header, column_group, column_number, column_rule
+from .tables import label_reader, read_label_columns, read_paths, read_table, whole_numbers
 from ..datasets.hmdb51 import hmdb51, hmdb51_splits
 from ..datasets.ucf101 import ucf101, ucf101_splits
 from ..options import check_options, checks_options, option_names
@@ -64,7 +64,11 @@ def _read_from_cache(cache, get_x):
     if cache is None or get_x is None: return cache or get_x
     return Pipeline([get_x, cache])
 
-def _check_batch_size(dls):
+def _check_batch_size(bs):
+    if hasattr(bs, '__index__') and bs > 0: return
+    raise ValueError(f'bs={bs!r}: not a number of clips. Give 1 or more.')
+
+def _check_full_batch(dls):
     if len(dls.train): return
     raise ValueError(f'bs={dls.train.bs} is larger than the {len(dls.train_ds)} training clips. '
                      'Give a smaller `bs`: training uses full batches only.')
@@ -159,8 +163,9 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                        get_x=_read_from_cache(cache, get_x), get_y=LabelGetter(get_y, kind),
                        splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))
+    _check_batch_size(bs)
     dls = cls.from_dblock(dblock, items, path=path, bs=bs, skip_bad=skip_bad, **kwargs)
-    _check_batch_size(dls)
+    _check_full_batch(dls)
     return _remember_split(dls, rule, group)
 
 _internal_args = ['cls','items','paths','labels','get_x','get_y','where','rule','is_table','largest_bs']
@@ -243,15 +248,17 @@ class VideoDataLoaders(DataLoaders):
                 splitter=None, # Splitter of the paths, instead of `default_splitter`
                 **kwargs):
         "Create from a table with the paths and labels of clips"
-        get_x = PathReader(fn_col, Path(path)/(folder or ''), suff)
+        if not isinstance(df, pd.DataFrame):
+            raise ValueError(f'df: {type(df).__name__}, not a DataFrame. Give one, or use `from_lists`.')
+        get_x = PathReader(column_number(fn_col, 'fn_col'), Path(path)/(folder or ''), suff)
         get_y = label_reader(df, label_col, label_delim, _wants_numbers(kwargs.get('y_block')))
         paths,where = read_paths(df, get_x)
         check_header(df, get_x)
         if valid_col is not None: kwargs['rule'] = column_rule(df, valid_col)
         if group_col is not None: kwargs['group'] = column_group(df, group_col, paths)
         if get_y.names: kwargs = dict(vocab=get_y.names) | kwargs
+        labels = read_label_columns(df, get_y)
         df = df.astype(object) # a row of an integer and a float column would be floats
-        labels = [get_y(o) for _,o in df.iterrows()]
         return _from_items(cls, df, paths, labels, get_x, get_y, where, is_table=True, path=path,
                            splitter=splitter, **kwargs)
 
@@ -293,6 +300,7 @@ def get_action_dataloaders(files, # Paths of folders of frames or videos, in cla
                            val_idxs=None, # Indices of the validation clips; default: `default_splitter`
                            **kwargs):
     "Create `DataLoaders` from folders of frames or videos; the clips at `val_idxs` are for validation"
-    if val_idxs is not None: kwargs['splitter'] = IndexSplitter(val_idxs)
+    if isinstance(val_idxs, int): val_idxs = [val_idxs]
+    if val_idxs is not None: kwargs['splitter'] = IndexSplitter(list(val_idxs))
     kwargs |= dict(bs=None if bs == 8 else bs, largest_bs=8, image_size=image_size, seq_len=seq_len)
     return VideoDataLoaders.from_path_func('.', files, parent_label, **kwargs)
