@@ -12,7 +12,8 @@ from pathlib import Path
 from fastai.vision.all import *
 
 from .clip import ImageTupleTfm
-from .checks import as_paths, call_label_func, check_clips, split_clips
+from .checks import as_paths, call_label_func, check_batch_size, check_clips
+from .checks import check_full_batch, default_batch_size, split_clips
 from .labels import LabelGetter, block_vocab, check_vocab, choose_kind, label_block, labels_text
 from .labels import plain_value, read_labels
 from .loader import ClipDL, check_skip_bad, get_clips, readable_first
@@ -63,21 +64,6 @@ def _read_from_cache(cache, get_x):
     "Return `get_x` followed by `cache`"
     if cache is None or get_x is None: return cache or get_x
     return Pipeline([get_x, cache])
-
-def _check_batch_size(bs):
-    if hasattr(bs, '__index__') and bs > 0: return
-    raise ValueError(f'bs={bs!r}: not a number of clips. Give 1 or more.')
-
-def _check_full_batch(dls):
-    if len(dls.train): return
-    raise ValueError(f'bs={dls.train.bs} is larger than the {len(dls.train_ds)} training clips. '
-                     'Give a smaller `bs`: training uses full batches only.')
-
-def _default_batch_size(n_clips, largest):
-    "Return `largest`, or fewer clips if an epoch would have less than four batches"
-    bs = min(largest, max(n_clips//4, min(n_clips, 2)))
-    if bs < largest: print(f'Batch size {bs}, because there are {n_clips} training clips.')
-    return bs
 
 def _remember_split(dls, rule, group):
     "Store how the clips were split: `dls.group` (see `dls_group`) and `dls.split_rule`, a sentence"
@@ -154,7 +140,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     splits = split_clips(rule, paths, classes, where, missing_ok)
     block = _finish_block(block, kind, [labels[i] for split in splits for i in split], vocab)
     if is_table: print(labels_text(kind, block))
-    if bs is None: bs = _default_batch_size(len(splits[0]), largest_bs)
+    if bs is None: bs = default_batch_size(len(splits[0]), largest_bs)
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
     clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern)
     if cache is not None: cache = _fill_cache(cache, paths, size)
@@ -163,9 +149,9 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                        get_x=_read_from_cache(cache, get_x), get_y=LabelGetter(get_y, kind),
                        splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))
-    _check_batch_size(bs)
+    check_batch_size(bs)
     dls = cls.from_dblock(dblock, items, path=path, bs=bs, skip_bad=skip_bad, **kwargs)
-    _check_full_batch(dls)
+    check_full_batch(dls)
     return _remember_split(dls, rule, group)
 
 _internal_args = ['cls','items','paths','labels','get_x','get_y','where','rule','is_table','largest_bs']

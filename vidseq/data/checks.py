@@ -106,3 +106,19 @@ def split_clips(rule, paths, labels, where, missing_ok):
     _check_conflicts(paths, labels, where)
     _check_classes(labels, splits, rule.by_user or missing_ok)
     return splits
+
+# %% ../../nbs/36_data.checks.ipynb #a653226e
+def check_batch_size(bs):
+    if hasattr(bs, '__index__') and bs > 0: return
+    raise ValueError(f'bs={bs!r}: not a number of clips. Give 1 or more.')
+
+def check_full_batch(dls):
+    if len(dls.train): return
+    raise ValueError(f'bs={dls.train.bs} is larger than the {len(dls.train_ds)} training clips. '
+                     'Give a smaller `bs`: training uses full batches only.')
+
+def default_batch_size(n_clips, largest):
+    "Return `largest`, or fewer clips if an epoch would have less than four batches"
+    bs = min(largest, max(n_clips//4, min(n_clips, 2)))
+    if bs < largest: print(f'Batch size {bs}, because there are {n_clips} training clips.')
+    return bs
