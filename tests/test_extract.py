@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from make_videos import decode, pictures, write
 from simplejpeg import encode_jpeg
 
 from conftest import child_env, run_python
+from vidseq.data.clip import ImageTupleTfm
 from vidseq.video.extract import avi2frames, check_videos, extract_videos
 from vidseq.video.frame_folder import frames_folder
 from vidseq.parallel import parallel_map
@@ -49,7 +51,7 @@ def few(tmp_path_factory):
     "Return twelve clips, one damaged and one not a video, and the report and files of a run in one process"
     root = tmp_path_factory.mktemp('few')
     clips = make_clips(root/'data', 3, 4, 12, (64,48))
-    clips[5].write_bytes(clips[5].read_bytes()[:6000])
+    clips[5].write_bytes(clips[5].read_bytes()[:-4000])
     clips[6].write_text('no video')
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
@@ -77,7 +79,8 @@ def test_the_trees_are_the_frames(few, many):
     "Check that each frame of a plain decode has one jpg, with the same pixels"
     for clip in [*few[0][:5], *many[0][:3]]:
         found = few[2] if clip in few[0] else many[1]
-        assert {o for o in found if o.startswith(clip_folder(clip))} == set(jpgs(clip))
+        names = {o for o in found if o.startswith(clip_folder(clip))}
+        assert names == {*jpgs(clip), f'{clip_folder(clip)}.source.json'}
         for name,arr in zip(jpgs(clip), decode(clip), strict=True): assert found[name] == as_jpg(arr)
 
 
@@ -121,7 +124,7 @@ import os, signal, sys, time
 from pathlib import Path
 import vidseq.video.extract
 
-scan_video = vidseq.video.extract.scan_video
+decode_video = vidseq.video.extract.decode_video
 def dying(path, each=None, *args):
     "Kill the process at frame 20 of a clip that the file `always` or `once` names; remove `once` first"
     def frame(i, img):
@@ -130,9 +133,9 @@ def dying(path, each=None, *args):
             if i == 20 and o.exists() and f'{path.parent.name}/{path.name}' in o.read_text():
                 if o.name == 'once': o.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
-    return scan_video(path, frame, *args)
+    return decode_video(path, frame, *args)
 
-vidseq.video.extract.scan_video = dying
+vidseq.video.extract.decode_video = dying
 if __name__ == '__main__':
     order,force,n_workers = sys.argv[1:]
     print('ready', flush=True)
@@ -344,6 +347,42 @@ def test_damaged_frames_do_not_end_the_batch(tmp_path):
     with pytest.warns(UserWarning, match='1 of 3'): report = extract_videos(clips, n_workers=0)
     assert list(report.status) == ['skipped']*3 and 'force=True' in report.reason[1]
     assert list(extract_videos(clips, n_workers=0, force=True).status) == ['done']*3
+
+def test_frames_are_read_while_they_are_replaced(tmp_path):
+    "Check that a reader meets no missing and no mixed frames while `force` replaces the folder"
+    clip = make_clips(tmp_path/'data', 1, 1, 60, (64,48))[0]
+    avi2frames(clip)
+    folder,tfm = frames_folder(clip),ImageTupleTfm(8)
+    expected = [np.asarray(o) for o in tfm(folder)]
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: [avi2frames(clip, force=True) for _ in range(12)])
+        n = 0
+        while not done.done() or not n:
+            for a,b in zip(tfm(folder), expected, strict=True): assert np.array_equal(np.asarray(a), b)
+            n += 1
+        done.result()
+
+def test_one_bad_pair_does_not_refuse_a_data_set(tmp_path):
+    "Check that two videos of one name, and a folder named like a video, cost only these videos"
+    clips = make_clips(tmp_path/'data', 1, 3, 4, (64,48))
+    other = shutil.copy(clips[0], clips[0].with_suffix('.mp4'))
+    (tmp_path/'data'/'class 0'/'clip 1').mkdir()
+    inside = shutil.copy(clips[1], tmp_path/'data'/'class 0'/'clip 1'/'inner.avi')
+    with pytest.warns(UserWarning, match='2 of 5'):
+        report = extract_videos([*clips, other, inside], root=tmp_path/'data', n_workers=0)
+    assert list(report.status) == ['done']*3+['failed']*2
+    assert f'share a folder with those of {clips[0]}' in report.reason[3]
+    assert 'inside the folder of frames' in report.reason[4] and 'rename' in report.reason[4]
+
+def test_a_replaced_video_is_extracted_again(tmp_path):
+    clips = make_clips(tmp_path/'data', 1, 3, 4, (64,48))
+    extract_videos(clips, n_workers=0)
+    shutil.copy(clips[1], clips[0]) # another video
+    os.utime(clips[2], (0,0)) # the same video, copied
+    report = extract_videos(clips, n_workers=0)
+    assert list(report.status) == ['replaced','skipped','skipped']
+    assert report.note[0] == 'extracted again: the video has changed' and not any(report.reason)
+    for o in (0,1): assert (frames_folder(clips[o])/'3.jpg').read_bytes() == as_jpg(decode(clips[1])[3])
 
 def test_a_folder_that_may_not_be_written(tmp_path):
     if os.name != 'posix' or os.geteuid() == 0: pytest.skip('this user may write everywhere')

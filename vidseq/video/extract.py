@@ -63,9 +63,11 @@ def _jpg_problem(jpg, size):
     if size in (None, side): return ''
     return f'the short side is {side}, not {size}: pass force=True to extract again'
 
-def _skipped_row(jpgs, settings):
-    "Return the row of the report for frames that other software made; check the first of `jpgs`"
-    return dict(status='skipped', frames=len(jpgs), reason=_jpg_problem(jpgs[0], settings['size']))
+def _skipped_row(jpgs, settings, source):
+    "Return the row of the report for frames of a previous run or other software; check the first"
+    problem = _jpg_problem(jpgs[0], None if source else settings['size'])
+    row = _result_row(source or dict(frames=len(jpgs), declared=None, missing=''), '')
+    return row | dict(status='skipped', reason='; '.join(filter(None, [row['reason'], problem])))
 
 def _write_frames(video_path, dest, settings):
     "Decode a video to jpgs in the folder `dest`, replacing it; return the result of `decode_video`"
@@ -95,9 +97,9 @@ def _extract_video(video_path, dest, force, settings):
     source = read_source(dest) if jpgs else None
     note = ''
     if jpgs and not force:
-        if source is None: return _skipped_row(jpgs, settings)
-        change = source_change(source, video_path, settings, len(jpgs)) or _jpg_problem(jpgs[0], None)
-        if not change: return _result_row(source, 'skipped') | dict(status='skipped')
+        if source is None: return _skipped_row(jpgs, settings, None)
+        change = source_change(source, video_path, settings, len(jpgs))
+        if not change: return _skipped_row(jpgs, settings, source)
         note = f'extracted again: {change}'
     return _result_row(_write_frames(video_path, dest, settings), 'replaced' if note else 'done', note)
 
