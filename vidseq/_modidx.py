@@ -1479,7 +1479,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vidseq.train.checks.check_model': ('train.checks.html#check_model', 'vidseq/train/checks.py'),
                                      'vidseq.train.checks.check_n_out': ('train.checks.html#check_n_out', 'vidseq/train/checks.py'),
                                      'vidseq.train.checks.check_n_outputs': ('train.checks.html#check_n_outputs', 'vidseq/train/checks.py'),
-                                     'vidseq.train.checks.check_splitter': ('train.checks.html#check_splitter', 'vidseq/train/checks.py'),
+                                     'vidseq.train.checks.model_splitter': ('train.checks.html#model_splitter', 'vidseq/train/checks.py'),
                                      'vidseq.train.checks.n_outputs': ('train.checks.html#n_outputs', 'vidseq/train/checks.py'),
                                      'vidseq.train.checks.normalized_loaders': ( 'train.checks.html#normalized_loaders',
                                                                                  'vidseq/train/checks.py')},

@@ -10,7 +10,7 @@ import warnings
 from copy import copy
 
 import numpy as np
-from fastai.vision.all import DataLoaders, Normalize, Pipeline, get_c, nn
+from fastai.vision.all import DataLoaders, Normalize, Pipeline, get_c, nn, trainable_params
 
 from ..data.block import NormalizeInPlace
 from ..models.encoders import pretrained_stats
@@ -47,12 +47,14 @@ def check_model(model, # Argument of `video_learner`
     if is_encoder and not isinstance(f, nn.Module):
         raise ValueError(f'model: {_name(f)} is an encoder. Give it as arch: `{_advised_call(f)}`.')
 
-def check_splitter(model, splitter):
-    "Raise `ValueError` if `clip_splitter` cannot split the parameters of `model`"
-    if splitter is not clip_splitter or hasattr(model, 'encoder'): return
+def model_splitter(model, splitter):
+    """Return `splitter`, or `trainable_params` for a model of your own without an `encoder` to freeze
+
+    Raise `ValueError` if `model` is an image network, which does not accept clips."""
+    if splitter is not clip_splitter or hasattr(model, 'encoder'): return splitter
+    if not type(model).__module__.startswith(_image_modules): return trainable_params
     raise ValueError(f'model: {type(model).__name__} has no `encoder`. Give an image network as arch: '
-                     '`video_learner(dls, SimpleModel, arch=…)`, and other models with a `splitter`, '
-                     'for example `trainable_params`.')
+                     '`video_learner(dls, SimpleModel, arch=…)`.')
 
 # %% ../../nbs/50_train.checks.ipynb #135b91b3
 def _layer_outputs(layers):

@@ -16,7 +16,7 @@ from fastai.vision.all import defaults, delegates, get_c, ifnone, nn, noop, patc
 
 from ..models.frame_models import clip_splitter
 from ..options import check_options, option_names
-from .checks import (check_loaders, check_model, check_n_out, check_n_outputs, check_splitter,
+from .checks import (check_loaders, check_model, check_n_out, check_n_outputs, model_splitter,
                                  normalized_loaders)
 from .outputs import decoded_loss, default_metrics
 
@@ -91,7 +91,7 @@ def _bound_arguments(model, settings):
 
 def _create_learner(dls, model, metrics, loss_func=None, **kwargs):
     "Return a `Learner` with a loss and metrics for the kind of the labels"
-    check_splitter(model, kwargs['splitter'])
+    kwargs['splitter'] = model_splitter(model, kwargs['splitter'])
     if loss_func is None: check_n_outputs(dls, model)
     metrics = ifnone(metrics, default_metrics(loss_func, dls, model))
     return Learner(dls, model, loss_func=decoded_loss(loss_func, dls, model), metrics=metrics, **kwargs)
