@@ -25,7 +25,7 @@ def _load_model(args):
 def _prediction_text(o): # a number, or a class and its probability
     return f'  {o[1]:6.1%}  {o[0]}' if isinstance(o, tuple) else f'  {o:.5g}'
 
-@command('predict', 'Print the most probable classes of videos.', model,
+@command('predict', 'Print the most probable classes, or the predicted numbers, of videos.', model,
          arg('videos', type=path, nargs='+', metavar='VIDEO', help='video files, or folders of frames'),
          arg('--top', type=number(low=1), default=3, help=f'number of classes {default}'), pattern, as_json)
 def _predict(args, out):
@@ -50,7 +50,8 @@ def _warn_of_sets(clips):
     print(f'The clips of {", ".join(sets)} are scored together. To score one of these sets, give its folder.')
 
 @command('evaluate', 'Score a model on a folder of class folders: accuracy per video, with a confidence '
-         'interval over groups.', model, folder, same_groups,
+         'interval over groups. For a model that predicts a number, the names of the folders are numbers.',
+         model, folder, same_groups,
          arg('--views', type=number(low=1, high=10_000), default=1,
              help=f'clips per video, whose probabilities are averaged {default}'),
          arg('--crops', type=int, default=1, choices=(1,3), help=f'crops per clip {default}'),
@@ -59,7 +60,6 @@ def _evaluate(args, out):
     from fastai.vision.all import parent_label
     from vidseq.data.clip import clip_tfm
     from vidseq.data.loader import get_clips
-    from vidseq.data.splits import ucf_group
     from vidseq.evaluate.scores import evaluate
     from vidseq.train.learner import epoch_lines
     with epoch_lines():
@@ -67,7 +67,7 @@ def _evaluate(args, out):
         clips = get_clips(args.folder, clip_tfm(learn.dls.valid).pattern)
         _warn_of_sets(clips)
         dl = learn.dls.test_dl(clips, num_workers=0)
-        scores = evaluate(learn, dl, parent_label, args.views, args.crops, args.groups or ucf_group)
+        scores = evaluate(learn, dl, parent_label, args.views, args.crops, args.groups)
     classes = scores.per_class()
     if args.json: return out.json(scores.to_dict() | dict(classes=classes.to_dict('records')))
     table = classes.to_string(index=False, formatters=dict(accuracy='{:.1%}'.format))
@@ -79,6 +79,12 @@ def _explain_nothing(timeline, threshold):
     probs = timeline[timeline.columns[2:]].max()
     print(f'No class reached the probability {threshold:g}. The highest is {probs.max():.1%}, '
           f'of {probs.idxmax()}. Use a lower --threshold.', file=sys.stderr)
+
+def _print_numbers(out, timeline, args):
+    "Print the windows of a timeline of numbers"
+    if args.json: return out.json(timeline.to_dict('records'))
+    for start,end,*values in timeline.itertuples(index=False):
+        out.line(' '.join([f'{start:8.2f} {end:8.2f}', *(f'{o:10.6g}' for o in values)]))
 
 @command('timeline', 'Print what happens when in a long video: start, end, probability and class.', model,
          arg('video', type=path, metavar='VIDEO', help='a video file, or a folder of frames'),
@@ -95,38 +101,18 @@ def _timeline(args, out):
     learn = _load_model(args)
     timeline = predict_timeline(learn, args.video, window=args.window, stride=args.stride, fps=args.fps)
     if args.csv: write_report_csv(timeline, args.csv)
+    if timeline.attrs['kind'] == 'numbers': return _print_numbers(out, timeline, args)
     segments = timeline_segments(timeline, args.threshold)
     if segments.empty: _explain_nothing(timeline, args.threshold)
     if args.json: return out.json(segments.to_dict('records'))
     for o in segments.itertuples(): out.line(f'{o.start:8.2f} {o.end:8.2f} {o.probability:6.1%}  {o.label}')
 
 # %% ../../nbs/94_commands.models.ipynb #e469ee81
-def _example_clip(learn):
-    "Return a batch of one random clip as the model of `learn` receives it"
-    import numpy as np
-    from vidseq.data.clip import ImageTuple, clip_tfm
-    seq_len = clip_tfm(learn.dls.valid).seq_len
-    noise = np.random.default_rng(0).integers(0, 256, (seq_len,240,320,3), np.uint8)
-    return learn.dls.test_dl([ImageTuple.create(noise)], num_workers=0).one_batch()[0]
-
-def _save_program(model, fname, clip):
-    import torch
-    from vidseq.deploy.export import export_program
-    from vidseq.files import atomic_file
-    program = export_program(model, clip)
-    with atomic_file(fname) as part: torch.export.save(program, part)
-
 @command('export', 'Convert a model to ONNX or to a PyTorch program, and compare its output with the model.',
          model, arg('out', type=path, metavar='OUT', help='OUT.onnx, or OUT.pt2 for a PyTorch program'))
 def _export(args, out):
-    from vidseq.deploy.export import export_onnx
-    formats = {'.onnx': export_onnx, '.pt2': _save_program}
-    if args.out.suffix not in formats:
-        raise ValueError(f'{args.out}: unknown format. Use the suffix .onnx, or .pt2 for a PyTorch program.')
+    from vidseq.deploy.export import check_format, export_learner
+    check_format(args.out)
     check_output(args.out)
-    learn = _load_model(args)
-    clip = _example_clip(learn)
-    formats[args.out.suffix](learn.model, args.out, clip)
-    shape = 'x'.join(map(str, (len(clip), *clip[0].shape[1:])))
-    out.line(f'{args.out}: input: clips {shape}, normalized as in {args.model}; '
-             f'output: {learn.dls.c} numbers')
+    text = export_learner(_load_model(args), args.out)
+    out.line(f'{args.out}: {text}. Normalize clips as in {args.model}.')

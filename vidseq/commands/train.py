@@ -28,9 +28,9 @@ def _demo(args, out):
     _show_scores(out, learners, args.out)
 
 def _show_scores(out, learners, folder):
-    "Print the accuracy of each model, and where the page and the best model are"
+    "Print the main score of each model, and where the page and the best model are"
     from vidseq.report.compare import best_model
-    for name,learn in learners.items(): out.line(f'{learn.report["scores"].accuracy:7.1%}  {name}')
+    for name,learn in learners.items(): out.line(f'{learn.report["scores"].score_text():>7}  {name}')
     out.line(f'Page: {folder/"index.html"}. Best model: {best_model(learners)}, in {folder/"model"}')
 
 # %% ../../nbs/92_commands.train.ipynb #ea09be4e

@@ -6,13 +6,13 @@
 __all__ = ['model_card']
 
 # %% ../../nbs/70_deploy.card.ipynb #d9dfe8f7
-import json, platform, re
+import json, math, platform, re
 
 import fastai, torch, torchvision, yaml
 from fastai.vision.all import Learner, TrackerCallback
 
 from .. import __version__
-from ..data.splits import leaked_groups, ucf_group
+from ..data.splits import clip_paths, dls_group, known_group, leaked_groups
 from ..files import preview_list
 from ..train.learner import learner_method
 
@@ -23,25 +23,37 @@ def _library_versions():
     versions = dict(python=platform.python_version(), vidseq=__version__)
     return versions | {o.__name__: o.__version__ for o in (torch, torchvision, fastai)}
 
+def _finite_score(o):
+    "Return `o` as a float; None if it is undefined, because JSON has no NaN"
+    return None if o is None or not math.isfinite(o) else float(o)
+
 def _validate_quietly(learn):
     "Return loss and metrics on the validation set, without the callbacks that track epochs"
     trackers = [o for o in learn.cbs if isinstance(o, TrackerCallback)]
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(trackers): scores = learn.validate()
-    return dict(zip(('valid_loss', *(o.name for o in learn.metrics)), map(float, scores)))
+    return dict(zip(('valid_loss', *(o.name for o in learn.metrics)), map(_finite_score, scores)))
+
+def _leaked_names(dls, group):
+    "Return the groups with clips on both sides of the split; None if groups are unknown"
+    paths = clip_paths(dls.train_ds) + clip_paths(dls.valid_ds)
+    find = known_group(paths, group or dls_group(dls))
+    if find is None or all(find(o) is None for o in paths): return None
+    return list(map(str, leaked_groups(dls, find)))
 
 @learner_method
 def model_card(learn:Learner, # Trained learner with its `DataLoaders`
-               group=ucf_group, # Function from a path to its group, as for `leaked_groups`
+               group=None, # Function from a path to its group; default: that of the loaders
               )->dict: # Data that JSON can hold
     """Return the model card: number of clips, versions and, with a validation set, leaked groups and scores.
 
-    This call computes the scores. Without data, as after `load_pretrained`, return the saved card.
+    Leaked groups are None if the groups of the clips are unknown. This call computes the scores. Without
+    data, as after `load_pretrained`, return the saved card.
     Method: [Mitchell et al., Model Cards for Model Reporting](https://arxiv.org/abs/1810.03993)."""
     counts = _count_clips(learn.dls)
     if not counts['train_clips']: return getattr(learn, 'card', {})
     card = counts | dict(versions=_library_versions())
     if not counts['valid_clips']: return card
-    leaked = list(map(str, leaked_groups(learn.dls, group)))
+    leaked = _leaked_names(learn.dls, group)
     return card | dict(groups_on_both_sides=leaked, scores=_validate_quietly(learn))
 
 # %% ../../nbs/70_deploy.card.ipynb #ca536e8a
@@ -72,22 +84,23 @@ def _output_text(labels, seq_len):
 def _usage_code(config, folder_name):
     "Return the lines of Python that load the model and predict a video"
     model = ', model=model' if config['model'] is None else '' # None: saved with `own=True`
-    predict = 'predict' if config['labels']['kind'] == 'numbers' else 'predict_video'
-    code = f"load_pretrained({folder_name!r}{model}).{predict}('new.mp4')"
+    code = f"load_pretrained({folder_name!r}{model}).predict_video('new.mp4')"
     return f'```python\nfrom vidseq.all import *\n\n{code}\n```'
 
 def _leak_text(groups):
+    if groups is None: return 'unknown: what clips share (a person, a camera, a source video) is not known'
     if not groups: return 'none found; clips whose names have no group are not checked'
     return f'{len(groups)} ({preview_list(groups)}): data leakage, the scores may be too high'
 
 def _data_facts(card):
     "Return the rows of the table about the data and the split"
     rows = {'Training clips': card.get('train_clips'), 'Validation clips': card.get('valid_clips')}
-    leaked = card.get('groups_on_both_sides')
-    if leaked is not None: rows['Groups with clips on both sides of the split'] = _leak_text(leaked)
+    key = 'groups_on_both_sides'
+    if key in card: rows['Groups with clips on both sides of the split'] = _leak_text(card[key])
     return {k: v for k,v in rows.items() if v is not None}
 
 def _value_text(o):
+    if o is None: return 'undefined'
     if isinstance(o, float): return f'{o:.4g}'
     if isinstance(o, list): return ', '.join(map(_value_text, o))
     return o if isinstance(o, str) else json.dumps(o, ensure_ascii=False)

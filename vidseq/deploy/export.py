@@ -10,12 +10,15 @@ import warnings
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastai.vision.all import nn
 from torch.export import Dim, ExportedProgram
 
-from ..files import atomic_file
+from ..data.clip import ImageTuple
+from ..files import atomic_file, printable
 from ..models.layers import stack_frames
+from ..train.outputs import activation_name, clip_reader, decode_outputs, labels_of
 
 # %% ../../nbs/73_deploy.export.ipynb #0af19f58
 def _check_logits(run, model, clip, runtime):
@@ -53,8 +56,9 @@ def export_program(model:nn.Module, # Model of vidseq
 def export_onnx(model:nn.Module, # Model of vidseq
                 fname:Path, # Path of the .onnx file
                 clip, # Example, as in `export_program`
+                output:str='logits', # Name of the output
                )->Path: # `fname`
-    """Write `model` as an ONNX file with input 'clip' and output 'logits', and check it with onnxruntime.
+    """Write `model` as an ONNX file with an input 'clip' and an output, and check it with onnxruntime.
 
     Raises `RuntimeError` if the logits differ from the model's, and `ImportError` if a package is missing."""
     try: import onnxruntime, onnxscript  # noqa: F401
@@ -67,9 +71,56 @@ def export_onnx(model:nn.Module, # Model of vidseq
     with atomic_file(fname) as part, warnings.catch_warnings():
         warnings.simplefilter('ignore') # deprecations inside torch.onnx
         torch.onnx.export(program, f=part, dynamo=True, external_data=False, input_names=['clip'],
-                          output_names=['logits'], verbose=False)
+                          output_names=[output], verbose=False)
         session = onnxruntime.InferenceSession(part, providers=['CPUExecutionProvider'])
         def run(x): return session.run(None, {'clip': x.numpy()})[0]
         with torch.no_grad():
             for o in _comparison_clips(clip): _check_logits(run, model, o, 'onnxruntime')
     return Path(fname)
+
+# %% ../../nbs/73_deploy.export.ipynb #21e0cf0a
+_outputs = { # name of an activation -> name of the outputs, and how to use them
+    'softmax': ('logits', 'apply softmax for the probabilities'), 'none': ('probabilities', 'ready to use'),
+    'sigmoid': ('logits', 'apply sigmoid for the probability of each'),
+    'exp': ('log_probabilities', 'apply exp for the probabilities'),
+    'softmax_once': ('logits', 'apply softmax for the probabilities'),
+    None: ('outputs', "apply the activation of the learner's loss function")}
+
+def _describe_outputs(learn, outputs):
+    "Return a name for the outputs of a model, and a text: of which classes, and the activation to apply"
+    kind,names = labels_of(learn.dls)
+    is_final = torch.allclose(outputs, decode_outputs(learn, outputs))
+    activation = activation_name(learn.loss_func, kind, learn.model)
+    name,use = _outputs['none' if is_final else activation]
+    if kind == 'numbers' and is_final: name,use = 'numbers','in the unit of the labels'
+    kept = f', {len(names)} in all' if len(names) > 9 else ''
+    return name, f'{use} ({", ".join(map(printable, names[:9]))}{kept})'
+
+def _example_clip(learn):
+    "Return a batch of one random clip as the model of `learn` receives it"
+    seq_len = clip_reader(learn.dls.valid).seq_len
+    noise = np.random.default_rng(0).integers(0, 256, (seq_len,240,320,3), np.uint8)
+    return learn.dls.test_dl([ImageTuple.create(noise)], num_workers=0).one_batch()[0]
+
+def _save_program(model, fname, clip, output):
+    program = export_program(model, clip)
+    with atomic_file(fname) as part: torch.export.save(program, part)
+
+formats = {'.onnx': export_onnx, '.pt2': _save_program} # suffix -> function of model, file, clip and name
+
+def check_format(fname):
+    "Raise `ValueError` unless the suffix of `fname` is that of a format"
+    if Path(fname).suffix in formats: return
+    raise ValueError(f'{fname}: unknown format. Use the suffix .onnx, or .pt2 for a PyTorch program.')
+
+def export_learner(learn, # Learner
+                   fname:Path, # File to write: .onnx, or .pt2 for a PyTorch program
+                  )->str: # A text with the shape of the input, and the outputs
+    "Write the model of `learn`, and describe its input and output; raise `ValueError` for other suffixes"
+    check_format(fname)
+    clip = _example_clip(learn)
+    with torch.no_grad(): outputs = learn.model.eval()(clip)
+    name,use = _describe_outputs(learn, outputs)
+    formats[Path(fname).suffix](learn.model, fname, clip, name)
+    shape = 'x'.join(map(str, (len(clip), *clip[0].shape[1:])))
+    return f'input: clips {shape}; output: {outputs.shape[-1]} {name}, {use}'

@@ -13,7 +13,6 @@ from pathlib import Path
 from fastai.vision.all import Learner, nn
 from safetensors.torch import save
 
-from ..data.splits import ucf_group
 from .card import card_markdown, model_card
 from .losses import loss_from_data, loss_to_data
 from .settings import check_card, dls_from_data, setting_names, settings_to_data
@@ -103,7 +102,7 @@ def save_pretrained(learn:Learner, # Trained learner
                     folder:Path, # Created if missing; files of an earlier save are replaced
                     card:dict=None, # Entries to add to `model_card`: `license`, `name`, other scores, notes
                     own:bool=False, # The model is your own code; pass it to `load_pretrained`
-                    group=ucf_group, # Function from a path to its group, as for `model_card`
+                    group=None, # Function from a path to its group, as for `model_card`
                    )->Path: # `folder`
     """Save a model and the settings for prediction to `config.json`, `model.safetensors` and `README.md`.
 

@@ -16,9 +16,10 @@ import pandas as pd
 from fastai.vision.all import Learner, chunked, ifnone, plt
 
 from ..data.clip import ImageTuple
+from ..data.show import plot_text
 from ..data.frame import Frame, load_frame
 from ..data.samplers import slot_frames, slot_rate
-from ..files import check_range, printable
+from ..files import check_range
 from ..parallel import progress
 from ..train.learner import learner_method
 from ..train.outputs import clip_reader, labels_of, predict_outputs
@@ -154,7 +155,6 @@ def predict_timeline(learn:Learner, # Trained learner
 # %% ../../nbs/72_deploy.timeline.ipynb #2e45b8d7
 def _is_numbers(timeline): return timeline.attrs.get('kind') == 'numbers'
 
-@plt.rc_context({'text.parse_math': False}) # names of classes can contain dollars
 def plot_timeline(timeline:pd.DataFrame, # Result of `predict_timeline`
                   k:int=6, # Number of classes or numbers: those with the highest maximum
                   ax=None, # Matplotlib axes; default: a new figure
@@ -163,7 +163,7 @@ def plot_timeline(timeline:pd.DataFrame, # Result of `predict_timeline`
     if ax is None: _,ax = plt.subplots(figsize=(10,2.5))
     middle = timeline.iloc[:,:2].mean(axis=1)
     order = (-timeline.iloc[:,2:].max().to_numpy()).argsort(kind='stable')[:k]
-    for i in order: ax.plot(middle, timeline.iloc[:,2+i], marker='.', label=printable(timeline.columns[2+i]))
+    for i in order: ax.plot(middle, timeline.iloc[:,2+i], marker='.', label=plot_text(timeline.columns[2+i]))
     if _is_numbers(timeline): ax.set(xlabel='seconds', ylabel='value')
     else: ax.set(ylim=(-.02,1.02), xlabel='seconds', ylabel='probability')
     ax.legend(loc='center left', bbox_to_anchor=(1,.5))

@@ -79,7 +79,8 @@ def _target_index(learn, target, outputs):
     kind,names = labels_of(learn.dls)
     if target is None: return 0 if kind == 'numbers' else int(outputs.argmax())
     is_index = isinstance(target, int) and target not in names and 0 <= target < len(names)
-    return target if is_index else class_index(target, names, 'target')
+    if is_index: return target
+    return class_index(target, names, 'target', 'number' if kind == 'numbers' else 'class')
 
 @learner_method
 @torch.no_grad()

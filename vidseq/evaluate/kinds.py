@@ -11,9 +11,9 @@ import pandas as pd
 from fastai.vision.all import plt
 from sklearn.metrics import f1_score, precision_score, recall_score
 
+from ..data.show import plot_text
 from .intervals import group_interval, statistic_interval
-from .metrics import ClassScores, no_formulas, Scores
-from ..files import printable
+from .metrics import ClassScores, Scores
 
 # %% ../../nbs/60_evaluate.kinds.ipynb #1d23246f
 def average_precision(scores, # Probability of each of N clips
@@ -97,13 +97,12 @@ class LabelScores(Scores):
             precision=precision_score(actual, predicted, average=None, zero_division=0),
             recall=recall_score(actual, predicted, average=None, zero_division=0)))
 
-    @no_formulas
     def plot(self, figsize=None # Inches; default: by the number of classes
             ): # The figure
         "Plot the average precision of each class"
         table = self.per_class()
         fig,ax = plt.subplots(figsize=figsize or (6,1+len(table)*.3))
-        ax.barh(table.label.map(printable), table.average_precision)
+        ax.barh(range(len(table)), table.average_precision, tick_label=table.label.map(plot_text))
         ax.set(xlim=(0,1), xlabel='average precision')
         ax.invert_yaxis()
         return fig
@@ -116,6 +115,7 @@ def _mean_or_none(values): return float(values.mean()) if len(values) else None
 class NumberScores(Scores):
     "Score numbers: mean absolute error, root mean squared error and R²"
     kind,metric,higher_is_better = 'numbers','mae',False
+    right = None # numbers are never exactly correct
 
     @property
     def errors(self):
@@ -174,7 +174,6 @@ class NumberScores(Scores):
         table['r2'] = pd.Series([float(o) if np.isfinite(o) else None for o in r2], dtype=object)
         return table
 
-    @no_formulas
     def plot(self, figsize=None # Inches; default: by the number of numbers
             ): # The figure
         "Plot predictions against labels, for each number"
@@ -183,7 +182,7 @@ class NumberScores(Scores):
         for i,(name,ax) in enumerate(zip(self.vocab, axs[0])):
             ax.scatter(self.targs[:,i], self.probs[:,i], alpha=.6)
             ax.axline((float(self.targs[0,i]),)*2, slope=1, color='gray', ls=':')
-            ax.set(title=printable(name), xlabel='actual', ylabel='predicted')
+            ax.set(title=plot_text(name), xlabel='actual', ylabel='predicted')
         return fig
 
     plot_title = 'predictions against labels'

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from fastai.vision.all import L, plt
 
+from ..data.show import plot_text
 from .intervals import group_interval
-from ..files import printable
 
 # %% ../../nbs/60_evaluate.metrics.ipynb #9e7c84e2
 def class_table(confusion:np.ndarray, # Counts C,C: actual classes in rows, predicted in columns
@@ -26,16 +26,14 @@ def class_table(confusion:np.ndarray, # Counts C,C: actual classes in rows, pred
                               accuracy=correct/videos.clip(min=1), confused_with=confused))
     return table[videos > 0].reset_index(drop=True)
 
-# %% ../../nbs/60_evaluate.metrics.ipynb #b7e33078
-no_formulas = plt.rc_context({'text.parse_math': False}) # a decorator: names of classes can contain dollars
-
 # %% ../../nbs/60_evaluate.metrics.ipynb #ba56be44
-_titles = dict(accuracy='accuracy', top5='top-5', mean_class_accuracy='mean over classes', r2='R²',
+score_titles = dict(accuracy='accuracy', top5='top-5', mean_class_accuracy='mean over classes', r2='R²',
                mean_average_precision='mean average precision', subset_accuracy='subset accuracy', f1='F1',
                mae='mean absolute error', rmse='root mean squared error')
 
 def _as_text(value): return 'undefined' if value is None else f'{value:.3f}'
 
+# %% ../../nbs/60_evaluate.metrics.ipynb #b66926d2
 class Scores:
     "Hold the predictions for a set of videos, and compute scores from them"
     kind,metric,higher_is_better = None,None,True
@@ -83,6 +81,10 @@ class Scores:
         main = {self.metric: self.score, 'interval': interval and list(interval)}
         return main | self.other_scores() | counts
 
+    def score_text(self):
+        "Return the main score for a table: a percentage, or a number in the unit of the labels"
+        return f'{self.score:.1%}' if self.higher_is_better else f'{self.score:.4g}'
+
     def _interval_text(self):
         interval = self.interval()
         known = f'{self.n_groups} groups' if self.groups else f'{len(self.targs)} videos (groups unknown)'
@@ -90,8 +92,9 @@ class Scores:
         return f'no confidence interval: {"one group" if self.n_groups == 1 else "too few videos"}'
 
     def __repr__(self):
-        main = f'{_titles[self.metric]} {self.score:.3f}, {self._interval_text()}'
-        others = [f'{_titles[k]} {_as_text(v)}' for k,v in self.other_scores().items() if k in _titles]
+        main = f'{score_titles[self.metric]} {self.score:.3f}, {self._interval_text()}'
+        others = self.other_scores()
+        others = [f'{score_titles[k]} {_as_text(others[k])}' for k in others if k in score_titles]
         clips = f'{self.views} clip{"s" if self.views > 1 else ""} of each'
         return f'{"; ".join([main, *others])} ({len(self.targs)} videos, {clips})'
 
@@ -146,7 +149,6 @@ class ClassScores(Scores):
         "Return videos, accuracy and most frequent confusion of each class"
         return class_table(self.confusion.numpy(), self.vocab)
 
-    @no_formulas
     def plot_confusion(self, figsize=None # Inches; default: by the number of classes
                       ): # The figure
         "Plot the confusion matrix: counts, colored by the share of the actual class"
@@ -157,7 +159,7 @@ class ClassScores(Scores):
         for i,j in counts.nonzero().tolist():
             color = 'white' if share[i,j] > .5 else 'black'
             ax.text(j, i, int(counts[i,j]), ha='center', va='center', color=color)
-        names = [printable(o) for o in self.vocab]
+        names = [plot_text(o) for o in self.vocab]
         ax.set(xticks=range(n), yticks=range(n), xlabel='predicted', ylabel='actual', yticklabels=names)
         ax.set_xticklabels(names, rotation=60, ha='right')
         return fig

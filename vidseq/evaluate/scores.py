@@ -16,7 +16,7 @@ import torch
 from fastai.vision.all import Callback, Datasets, Learner, Resize, ResizeMethod, TfmdLists, ifnone
 
 from ..data.clip import ImageTupleTfm
-from ..data.splits import clip_paths, group_by, ucf_group
+from ..data.splits import clip_paths, dls_group, known_group
 from .kinds import scores_of_kind
 from .metrics import Scores
 from ..train.learner import learner_method
@@ -99,8 +99,6 @@ def _label_tensor(labels, paths, info):
     if info.kind == 'classes': return torch.tensor([_read_classes(o, info.names) for o in labels])
     return torch.tensor([_read_numbers(o, p, len(info.names)) for o,p in zip(labels, paths)])
 
-def _dls_group(dls): return vars(dls.train).get('group')
-
 def _find_group(find, path):
     "Return the group of a path; None if a table of groups does not have it"
     try: return find(path)
@@ -108,11 +106,10 @@ def _find_group(find, path):
 
 def _groups_of(paths, dls, group):
     "Return the group of each clip, the clip itself where it has none; None if all groups are unknown"
-    given = group_by(group) if isinstance(group, str) else group
-    find = given or _dls_group(dls) or ucf_group
-    found = [_find_group(find, o) for o in paths]
+    find = known_group(paths, group or dls_group(dls))
+    found = [_find_group(find, o) for o in paths] if find else []
     if any(o is not None for o in found): return [ifnone(g, p) for g,p in zip(found, paths)]
-    if given is None: return None
+    if group is None: return None
     raise ValueError(f'group: no group found for {paths[0]} and {len(paths)-1} other clips. Correct `group`.')
 
 def _check_labels(targs, kind):

@@ -138,22 +138,33 @@ def compare_models(dls, # `DataLoaders` of clips
 # %% ../../nbs/80_report.compare.ipynb #b255b0e5
 def best_model(learners:dict # From `compare_models`
               )->str:
-    "Return the name of the model with the highest accuracy; of ties, the one with the lowest validation loss"
-    def rank(name): return learners[name].report['scores'].accuracy, -learners[name].report['valid_loss']
+    """Return the name of the model with the best main score; of ties, the one with the lowest validation loss
+
+    The main score is the accuracy for classes, and the mean absolute error for numbers, see `Scores`."""
+    def rank(name):
+        scores,loss = learners[name].report['scores'],learners[name].report['valid_loss']
+        score = scores.score if scores.higher_is_better else -scores.score
+        return score, -loss if np.isfinite(loss) else -np.inf
     return max(learners, key=rank)
 
 # %% ../../nbs/80_report.compare.ipynb #3aa35648
+def _plot_column(ax, learners, col, title):
+    "Plot one column of the values after each epoch, for each model over its training time"
+    for name,learn in learners.items():
+        values = np.array(learn.report['curve'], float)[:,col]
+        ax.plot(learn.report['times'], values, marker='.', label=plot_text(name))
+    ax.set(title=title, xlabel='seconds of training')
+
 def plot_curves(learners:dict # From `compare_models`
                ):
-    "Plot validation loss and accuracy of each model over its training time, and return the figure"
-    fig,axs = plt.subplots(1, 2, figsize=(11,3.6))
-    for name,learn in learners.items():
-        values = np.array(learn.report['curve']) # epochs, (train_loss, valid_loss, accuracy)
-        seconds = learn.report['times']
-        for ax,col,title in zip(axs, (1,2), ('validation loss','validation accuracy')):
-            ax.plot(seconds, values[:,col], marker='.', label=plot_text(name))
-            ax.set(title=title, xlabel='seconds of training')
-    axs[1].set_ylim(0, 1.02)
-    axs[1].axhline(1/len(learn.dls.vocab), color='gray', ls=':', label='chance')
-    axs[1].legend()
+    "Plot validation loss and the first metric of each model over its training time, and return the figure"
+    learn = next(iter(learners.values()))
+    names = [o.name for o in learn.metrics[:1]]
+    fig,axs = plt.subplots(1, 1+len(names), figsize=(11,3.6), squeeze=False)
+    for i,(ax,name) in enumerate(zip(axs[0], ['loss', *names])): # columns: train_loss, valid_loss, metrics
+        _plot_column(ax, learners, 1+i, f'validation {name}')
+    if names == ['accuracy']:
+        ax.set_ylim(0, 1.02)
+        ax.axhline(1/len(learn.dls.vocab), color='gray', ls=':', label='chance')
+    ax.legend()
     return fig

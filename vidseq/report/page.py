@@ -6,11 +6,12 @@
 __all__ = ['write_report']
 
 # %% ../../nbs/81_report.page.ipynb #41993980
-import base64, io, json, platform, tempfile
+import base64, io, json, math, platform, tempfile
 from functools import partial
 from pathlib import Path
 
 import fastai
+import numpy as np
 import torch
 from fastai.vision.all import plt
 from fastcore.basics import NotStr
@@ -18,10 +19,11 @@ from fastcore.xml import (B, Body, Br, Div, Figcaption, Figure, H1, H2, H3, Head
                           Style, Table, Td, Th, Title, Tr, to_xml)
 
 from ..data.clip import ImageTupleTfm, clip_tfm
-from ..data.splits import ucf_group
 from ..deploy.saving import save_pretrained
+from ..evaluate.metrics import score_titles
 from ..files import atomic_file
 from .compare import best_model, plot_curves
+from ..train.outputs import labels_of
 
 # %% ../../nbs/81_report.page.ipynb #281a9ec1
 def _image(data, kind, alt):
@@ -40,27 +42,34 @@ def _plot(draw, alt):
 # %% ../../nbs/81_report.page.ipynb #c8c96243
 def _pick_clips(scores, n):
     "Return the positions of `n` clips to show: up to a third wrong predictions, then correct ones"
+    if scores.kind == 'numbers': return _pick_errors(abs(scores.errors).mean(1), n)
     right,wrong = [],[]
     for i,correct in enumerate(scores.right): (right if correct else wrong).append(i)
     wrong = wrong[:max(n//3, n-len(right))]
     step = max(len(right)//((n-len(wrong)) or 1), 1)
     return wrong + right[::step][:n-len(wrong)]
 
+def _pick_errors(errors, n):
+    "Return the positions of `n` clips, from the largest error to the smallest, evenly spread"
+    order = errors.argsort()[::-1]
+    return order[np.linspace(0, len(order)-1, min(n, len(order))).round().astype(int)].tolist()
+
 def _clip_figure(scores, i, clip, pattern=None, n_frames=12, size=128):
     "Return clip `i` as an animated GIF with its label and prediction"
     gif = io.BytesIO()
     ImageTupleTfm(n_frames, pattern=pattern)(clip).to_gif(gif, size=size)
-    label,pred = (str(scores.vocab[int(o)]) for o in (scores.targs[i], scores.probs[i].argmax()))
+    label,pred,detail = scores.describe(i)
     img = _image(gif.getvalue(), 'gif', f'clip of {label}')
-    caption = Figcaption(label, Br(), B(pred), f' {float(scores.probs[i].max()):.0%}')
-    return Figure(img, caption, cls='right' if label == pred else 'wrong')
+    caption = Figcaption(label, Br(), B(pred), f' {detail}')
+    correct = {True: 'right', False: 'wrong'}
+    return Figure(img, caption, cls=correct[bool(scores.right[i])] if scores.right is not None else None)
 
-_columns = 'model', 'accuracy', 'validation loss', 'epochs', 'seconds', 'parameters'
+_columns = 'validation loss', 'epochs', 'seconds', 'parameters'
 
 def _score_row(name, learn, is_best):
     report = learn.report
     n_params = sum(p.numel() for p in learn.model.parameters())
-    cells = (name, f'{report["scores"].accuracy:.1%}', f'{report["valid_loss"]:.3f}', report['epochs'],
+    cells = (name, report['scores'].score_text(), f'{report["valid_loss"]:.3f}', report['epochs'],
              report['seconds'], f'{n_params/1e6:.2f} M')
     return Tr(*map(Td, cells), cls='best' if is_best else None)
 
@@ -92,19 +101,22 @@ def _training_times(learners):
 def _intro(dls, about, learners):
     counts = f'{len(dls.train.items)} training clips and {len(dls.valid.items)} validation clips'
     about = f'{about} {_training_times(learners)}'
-    return P(f'{counts} of {len(dls.vocab)} classes. {about}')
+    kind,names = labels_of(dls)
+    what = f'with {len(names)} numbers' if kind == 'numbers' else f'of {len(names)} classes'
+    return P(f'{counts} {what}. {about}')
 
 def _score_table(learners, best):
-    return Table(Tr(*map(Th, _columns)), *[_score_row(k, o, k == best) for k,o in learners.items()])
+    columns = ('model', score_titles[learners[best].report['scores'].metric], *_columns)
+    return Table(Tr(*map(Th, columns)), *[_score_row(k, o, k == best) for k,o in learners.items()])
 
 def _clip_figures(learn, source, n):
     scores,items = learn.report['scores'],learn.dls.valid.items
     pattern = getattr(clip_tfm(learn.dls.valid), 'pattern', None)
-    figures = [_clip_figure(scores, i, source(items[i]), pattern) for i in _pick_clips(scores, n)]
+    def clip(i): return scores.paths[i] if source is None else source(items[i])
+    figures = [_clip_figure(scores, i, clip(i), pattern) for i in _pick_clips(scores, n)]
     return Div(*figures, cls='clips')
 
-def _confusion(name, scores):
-    return Div(H3(name), _plot(scores.plot_confusion, f'confusion matrix of {name}'))
+def _score_plot(name, scores): return Div(H3(name), _plot(scores.plot, f'{scores.plot_title} of {name}'))
 
 def _sections(learners, best, about, source, n_clips):
     "Return what the page shows below its title"
@@ -112,27 +124,33 @@ def _sections(learners, best, about, source, n_clips):
     return (_intro(learn.dls, about, learners),
             H2('Scores'), _score_table(learners, best),
             H2('Learning curves'),
-            _plot(lambda: plot_curves(learners), 'validation loss and accuracy over time'),
+            _plot(lambda: plot_curves(learners), 'validation loss and metric over time'),
             H2('Training clips'), _plot(lambda: learn.dls.show_batch(max_n=9), 'a batch of training clips'),
             H2('Validation clips'), P('The label, and below it the prediction of ', I(best), '.'),
             _clip_figures(learn, source, n_clips),
-            H2('Confusion matrices'),
-            Div(*[_confusion(k, o.report['scores']) for k,o in learners.items()], cls='row'))
+            H2(learn.report['scores'].plot_title.capitalize()),
+            Div(*[_score_plot(k, o.report['scores']) for k,o in learners.items()], cls='row'))
 
 # %% ../../nbs/81_report.page.ipynb #21d441ec
 def _write_text(path, text):
     with atomic_file(path) as part: part.write_text(text, encoding='utf-8', errors='backslashreplace')
 
+def _without_nan(o):
+    "Return data with None for numbers that are not finite, because JSON has none"
+    if isinstance(o, dict): return {k: _without_nan(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple)): return list(map(_without_nan, o))
+    return None if isinstance(o, float) and not math.isfinite(o) else o
+
 def _scores_json(learners, best, title, about):
     "Return scores and settings as JSON"
     dls = learners[best].dls
-    models = {k: o.report | dict(accuracy=o.report['scores'].accuracy) for k,o in learners.items()}
+    models = {k: o.report | o.report['scores'].to_dict() for k,o in learners.items()}
     for o in models.values(): o.pop('scores')
-    data = dict(classes=list(map(str, dls.vocab)), train_clips=len(dls.train.items),
+    data = dict(classes=list(map(str, labels_of(dls).names)), train_clips=len(dls.train.items),
                 valid_clips=len(dls.valid.items))
     versions = dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__)
     res = dict(title=title, about=about, best=best, **data, models=models, versions=versions)
-    return json.dumps(res, indent=1)
+    return json.dumps(_without_nan(res), indent=1, allow_nan=False)
 
 def _save_somewhere(save, folder):
     "Call `save(folder)`; if that fails, save to a temporary folder and name it in the error"
@@ -146,13 +164,12 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
                  learners:dict, # From `compare_models`
                  title:str='vidseq', # Heading of the page
                  about:str='', # A sentence about the data or the split
-                 source=None, # Function from a validation item to the clip to show; default: the item
+                 source=None, # Function from a validation item to the clip to show; default: its file
                  n_clips:int=12, # Number of animated clips
-                 group=ucf_group, # Function from a path to its group, see `save_pretrained`
+                 group=None, # Function from a path to its group, see `save_pretrained`
                 )->str: # The name of the best model
     "Write the page, the scores and the best model to the folder `out`"
-    out,source = Path(out),source or (lambda o: o)
-    best = best_model(learners)
+    out,best = Path(out),best_model(learners)
     learn = learners[best]
     own = not isinstance(getattr(learn.model, 'config', None), dict)
     _save_somewhere(partial(save_pretrained, learn, card=dict(name=best, about=about), group=group, own=own),

@@ -17,7 +17,6 @@ from ..data.block import VideoDataLoaders
 from ..data.frame import load_frame
 from ..data.loader import get_clips
 from ..data.samplers import window_frames
-from ..data.splits import ucf_group
 from ..files import check_output, check_range
 from ..options import checks_options
 from .compare import compare_models
@@ -85,6 +84,6 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
         num_workers=ifnone(workers, _default_workers()), batch_tfms=aug_clips(flip) if augment else None)
     learners = compare_models(dls, seconds=seconds)
     if not rank_distrib(): # only the first process writes
-        write_report(out, learners, title=f'vidseq: {folder.name}', group=groups or ucf_group,
+        write_report(out, learners, title=f'vidseq: {folder.name}', group=groups,
                      about=dls.split_rule)
     return learners

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from fastai.losses import BaseLoss, FocalLoss, LabelSmoothingCrossEntropy
-from fastai.vision.all import Categorize, EncodedMultiCategorize, L, MultiCategorize, RegressionSetup
-from fastai.vision.all import accuracy, accuracy_multi, mae, nn, noop, noops, replacing_yield
+from fastai.vision.all import Callback, Categorize, EncodedMultiCategorize, L, MultiCategorize
+from fastai.vision.all import RegressionSetup, accuracy, accuracy_multi, mae, nn, noop, noops, replacing_yield
 
 from ..data.clip import clip_tfm
 from ..files import preview_list
@@ -67,12 +67,13 @@ def _nearest_text(o, names):
 def class_index(o, # Name of a class, as it is or as text
                 names, # Names of all classes
                 arg:str, # Name of the argument, for the error message
+                what:str='class', # What `o` is
                )->int:
     "Return the index of the class `o` in `names`; raise `ValueError` with the nearest name if it is missing"
     if o in names: return names.index(o)
     texts = list(map(str, names))
     if str(o) in texts: return texts.index(str(o))
-    raise ValueError(f'{arg}: the model has no class {o}. {_nearest_text(o, names)}')
+    raise ValueError(f'{arg}: the model has no {what} {o}. {_nearest_text(o, names)}')
 
 def clip_path(path # Video file or folder of frames
              )->Path:
@@ -142,8 +143,8 @@ def loss_activation(loss, kind, model=None):
     return activations[activation_name(loss, kind, model)]
 
 # %% ../../nbs/54_train.outputs.ipynb #d16af246
-def check_outputs(preds, labels):
-    "Raise `ValueError` unless `preds` are finite numbers N,C, with an output for each of the labels"
+def _check_outputs(preds, labels):
+    "Raise `ValueError` unless `preds` are a tensor N,C, with an output for each of the labels"
     if not isinstance(preds, torch.Tensor):
         raise ValueError(f'learn.model: returns a {type(preds).__name__}. Return one tensor: clips,outputs.')
     what,n = 'numbers' if labels.kind == 'numbers' else 'classes',len(labels.names)
@@ -151,6 +152,9 @@ def check_outputs(preds, labels):
         shape = 'x'.join(map(str, preds.shape[1:]))
         raise ValueError(f'learn.model: {shape} outputs for each clip, but {n} {what} '
                          f'({preview_list(labels.names)}). Create the model with n_out={n}.')
+
+def _check_finite(preds):
+    "Raise `ValueError` if predictions are not finite"
     bad = int((~preds.isfinite()).any(1).sum())
     if bad:
         raise ValueError(f'learn.model: its outputs are not finite (NaN) for {bad} of {len(preds)} clips. '
@@ -167,10 +171,10 @@ def decode_outputs(learn, # Learner
     "Turn outputs into probabilities or numbers; raise `ValueError` if they do not fit the labels"
     labels = labels_of(learn.dls)
     if isinstance(outputs, torch.Tensor): outputs = _as_numbers(outputs, labels).float()
-    check_outputs(outputs, labels)
+    _check_outputs(outputs, labels)
     activation = loss_activation(learn.loss_func, labels.kind, getattr(learn, 'model', None))
     preds = activation(outputs).as_subclass(torch.Tensor)
-    check_outputs(preds, labels)
+    _check_finite(preds)
     return preds
 
 _replaced = contextmanager(replacing_yield)
@@ -186,12 +190,18 @@ def _only_predicting(learn):
         finally:
             if recorder: vars(recorder).update(recorded)
 
+class _OneColumn(Callback):
+    "Give outputs of shape N the shape N,1; fastai fails to collect those of a single clip"
+    def after_pred(self):
+        if isinstance(self.pred, torch.Tensor) and self.pred.ndim == 1: self.learn.pred = self.pred[:,None]
+
 def predict_outputs(learn, # Learner
                     dl, # `DataLoader` of clips
                     cbs=None, # Callbacks for the prediction
                    )->tuple: # Probabilities or numbers N,C; labels N or N,C, or None
     "Predict the clips of `dl`; raise `ValueError` if the outputs do not fit the labels or are not finite"
     labels = labels_of(learn.dls)
+    cbs = [_OneColumn(), *L(cbs)]
     with _only_predicting(learn): outputs,targs = learn.get_preds(dl=dl, act=noop, cbs=cbs)
     return decode_outputs(learn, outputs), _as_numbers(targs, labels)
 
