@@ -162,7 +162,7 @@ refuses('no validation set for time', lambda _: time_sensitivity(without_validat
 
 # Arguments
 
-for k in (0, -1): refuses(f'predict k={k}', lambda _,k=k: predict(learner(), k=k), f'k={k}', '1 or more')
+for k in (0, -1): refuses(f'predict k={k}', lambda _,k=k: predict(learner(), k=k), f'k={k}', 'at least 1')
 for name,call in dict(predict=predict_video, importance=frame_importance, heat=class_activation,
                       gif=lambda l, p: explain_gif(l, p, folder()/'x.gif')).items():
     for kind in (str, Path):
