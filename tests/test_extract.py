@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from make_videos import decode, pictures, write
-from simplejpeg import encode_jpeg
+from simplejpeg import decode_jpeg, encode_jpeg
 
 from conftest import child_env, run_python
 from vidseq.data.clip import ImageTupleTfm
@@ -79,9 +79,10 @@ def test_the_trees_are_the_frames(few, many):
     "Check that each frame of a plain decode has one jpg, with the same pixels"
     for clip in [*few[0][:5], *many[0][:3]]:
         found = few[2] if clip in few[0] else many[1]
-        names = {o for o in found if o.startswith(clip_folder(clip))}
-        assert names == {*jpgs(clip), f'{clip_folder(clip)}.source.json'}
-        for name,arr in zip(jpgs(clip), decode(clip), strict=True): assert found[name] == as_jpg(arr)
+        assert {o for o in found if o.startswith(clip_folder(clip))} == set(jpgs(clip))
+        for i,(name,arr) in enumerate(zip(jpgs(clip), decode(clip), strict=True)):
+            if i: assert found[name] == as_jpg(arr)
+            else: assert np.array_equal(decode_jpeg(found[name]), decode_jpeg(as_jpg(arr))) # it has a record
 
 
 

@@ -1896,6 +1896,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'vidseq/video/packets.py')},
             'vidseq.video.source': { 'vidseq.video.source._file_hash': ('video.source.html#_file_hash', 'vidseq/video/source.py'),
                                      'vidseq.video.source._is_same_video': ('video.source.html#_is_same_video', 'vidseq/video/source.py'),
+                                     'vidseq.video.source._segments': ('video.source.html#_segments', 'vidseq/video/source.py'),
                                      'vidseq.video.source.read_source': ('video.source.html#read_source', 'vidseq/video/source.py'),
                                      'vidseq.video.source.source_change': ('video.source.html#source_change', 'vidseq/video/source.py'),
                                      'vidseq.video.source.write_source': ('video.source.html#write_source', 'vidseq/video/source.py')}}}

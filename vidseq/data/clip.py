@@ -263,7 +263,7 @@ class ImageTupleTfm(RandTransform):
         "Return the number of frames, and the rate and times that extraction recorded unless `fps` is given"
         info = AttrDict(frames=n_frames, fps=self.fps, times=None)
         if self.fps or not _means_seconds(self.sampler): return info
-        source = read_source(folder) or {}
+        source = read_source(f'{folder}/0.jpg') or {}
         if source.get('frames') != n_frames: return info
         return AttrDict(info, fps=source.get('fps'), times=source.get('times'))
 

@@ -75,7 +75,7 @@ def _write_frames(video_path, dest, settings):
         with atomic_folder(dest, replace=True) as folder:
             write = partial(_write_jpg, folder=folder, video_path=video_path, quality=settings['quality'])
             res = decode_video(video_path, write, settings['size'])
-            write_source(folder, video_path, settings, res)
+            write_source(folder/'0.jpg', video_path, settings, res)
     except OSError as e:
         found = f'{e.strerror}, while extracting {video_path}'
         raise OSError(e.errno, f'{found}. {_resume_hint}', str(dest)) from e
@@ -94,7 +94,7 @@ def _result_row(res, status, note=''):
 def _extract_video(video_path, dest, force, settings):
     "Extract one video to the folder `dest` and return its row of the report"
     jpgs = _extracted_jpgs(dest, video_path)
-    source = read_source(dest) if jpgs else None
+    source = read_source(dest/'0.jpg') if jpgs else None
     note = ''
     if jpgs and not force:
         if source is None: return _skipped_row(jpgs, settings, None)

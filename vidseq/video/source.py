@@ -9,8 +9,17 @@ __all__ = []
 import hashlib, json, os
 from pathlib import Path
 
-# %% ../../nbs/12_video.source.ipynb #e87f52eb
-_source_name = '.source.json'
+# %% ../../nbs/12_video.source.ipynb #f1f94886
+_comment,_mark = b'\xff\xfe',b'vidseq source ' # marker of a comment segment, and how ours begin
+_max_segment = 65_000 # bytes; the format allows 65,533
+
+def _segments(data):
+    "Yield position, marker and content of the segments at the start of a jpg"
+    i = 2
+    while data[i:i+1] == b'\xff' and b'\xe0' <= data[i+1:i+2] <= b'\xfe':
+        size = int.from_bytes(data[i+2:i+4], 'big')
+        yield i, data[i:i+2], data[i+4:i+2+size]
+        i += 2+size
 
 def _file_hash(path):
     digest = hashlib.sha256()
@@ -18,17 +27,24 @@ def _file_hash(path):
         while data := f.read(1<<20): digest.update(data)
     return digest.hexdigest()
 
-def write_source(folder, video_path, settings, frames):
-    "Record in `folder` that its frames were extracted from `video_path`; `frames` describes them"
+def write_source(jpg, video_path, settings, frames):
+    "Record in the first `jpg` that the frames were extracted from `video_path`; `frames` describes them"
     stat = os.stat(video_path)
-    source = dict(video=Path(video_path).name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns,
-                  sha256=_file_hash(video_path), settings=settings) | frames
-    (Path(folder)/_source_name).write_text(json.dumps(source), encoding='utf-8')
+    source = dict(bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=_file_hash(video_path),
+                  settings=settings) | frames
+    text,data = json.dumps(source).encode(),Path(jpg).read_bytes()
+    parts = [_mark+text[i:i+_max_segment] for i in range(0, len(text), _max_segment)]
+    comments = b''.join(_comment+(len(o)+2).to_bytes(2, 'big')+o for o in parts)
+    end = next((i+4+len(o) for i,_,o in _segments(data)), 2) # after the JFIF header
+    Path(jpg).write_bytes(data[:end]+comments+data[end:])
 
-def read_source(folder):
-    "Return what `write_source` recorded in `folder`; None if it did not, or if the file is damaged"
-    try: source = json.loads((Path(folder)/_source_name).read_bytes())
-    except (OSError, ValueError): return None
+def read_source(jpg):
+    "Return what `write_source` recorded in `jpg`; None if it did not, or if the record is damaged"
+    try: data = Path(jpg).read_bytes()
+    except OSError: return None
+    parts = [o[len(_mark):] for _,marker,o in _segments(data) if marker == _comment and o.startswith(_mark)]
+    try: source = json.loads(b''.join(parts))
+    except ValueError: return None
     return source if isinstance(source, dict) else None
 
 # %% ../../nbs/12_video.source.ipynb #2d183936
