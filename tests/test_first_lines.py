@@ -11,7 +11,7 @@ from vidseq.all import *
 
 lines = start + '''
 for motion in ('Grow', 'Shrink', 'MoveLeft'):
-    for p in range(5):
+    for p in range(10): # two people are held out
         clip = draw_clip(motion, p, 0, n=12, size=(64,48))
         write_video(f'my_videos/{motion}/p{p}_{motion}.avi', clip)
 write_video('new.mp4', draw_clip('Grow', 9, 0, n=12, size=(64,48)), codec='libx264')

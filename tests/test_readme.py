@@ -54,7 +54,7 @@ def test_the_shell_lines(folder, capsys):
     report = folder/'vidseq-my_videos'
     for name in ('index.html', 'scores.json'): assert (report/name).is_file()
     for name in ('config.json', 'model.safetensors', 'README.md'): assert (report/'model'/name).is_file()
-    assert '1 group' in printed['evaluate'].out and 'new.mp4' in printed['predict'].out
+    assert 'one group' in printed['evaluate'].out and 'new.mp4' in printed['predict'].out
     assert (folder/'model.onnx').stat().st_size
 
 

@@ -269,9 +269,9 @@ def test_sizes_that_cannot_be(videos, tmp_path, size):
     path = videos('interlaced.mpg')
     for f in (lambda: read_frames(path, [0], size), lambda: scan_video(path, lambda i,img: None, size)):
         with pytest.raises(ValueError, match=f'interlaced.mpg.*{size}'): f()
-    with pytest.warns(UserWarning):
-        report = extract_videos([path], tmp_path/'frames', root=path.parent, size=size, n_workers=0)
-    assert report.status[0] == 'failed' and not list(tmp_path.rglob('*.jpg'))
+    with pytest.raises(ValueError, match=f'size={size}'):
+        extract_videos([path], tmp_path/'frames', root=path.parent, size=size, n_workers=0)
+    assert not list(tmp_path.rglob('*.jpg'))
 
 def test_metadata_that_is_not_utf8(tmp_path):
     for ending in ('.avi','.mp4','.mkv'):

@@ -25,7 +25,7 @@ from ..options import check_options, option_names
 from ..video.cache import is_first, run_folder
 from ..video.decode import EarlyEndError, extract_frames, pil_image, read_arrays, VideoError
 from ..video.frame_folder import frame_files, frame_names, read_unreplaced
-from ..video.info import limit_frames, video_info
+from ..video.info import all_damaged, limit_frames, video_info
 from ..video.source import read_source
 
 # %% ../../nbs/32_data.clip.ipynb #f288f83d
@@ -242,6 +242,7 @@ class ImageTupleTfm(RandTransform):
 
     def _from_video(self, path):
         info = video_info(path)
+        if info.missing == all_damaged: raise VideoError(path, all_damaged)
         message = f'{path}: {info.missing}. Its clips are taken from the {info.frames} frames that decode.'
         if info.missing and is_first(message): warnings.warn(message, stacklevel=2)
         size = self.size and min(self.size, info.width, info.height)

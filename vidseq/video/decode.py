@@ -179,18 +179,16 @@ def pil_image(arr):
 def iter_frames(path, frames):
     """Yield the decoded `frames` of `path`
 
-    Raise `VideoError` if decoding fails, if a frame is too large, and if there are no undamaged frames."""
-    wh,all_damaged = None,True
+    Raise `VideoError` if decoding fails, if a frame is too large, and if there are no frames."""
+    wh = None
     try:
         for frame in frames:
             if wh != (frame.width, frame.height):
                 wh = frame.width,frame.height
                 check_pixels(path, *wh)
-            all_damaged = all_damaged and frame.is_corrupt
             yield frame
     except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
     if wh is None: raise VideoError(path, 'no frame could be decoded')
-    if all_damaged: raise VideoError(path, 'all frames are damaged')
 
 # %% ../../nbs/10_video.decode.ipynb #857fc647
 def extract_frames(video_path:str|Path # Video file

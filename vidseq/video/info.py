@@ -54,12 +54,12 @@ def _first_frame(log):
     frame = None
     for packet in log:
         if frame is None: frame = first(packet.decode())
-        elif not log.rule and log.damaged < log.stored: break
+        elif not log.rule: break
     return frame
 
-def _header(stream):
+def _header(container, stream):
     return dict(declared=stream.frames, codec=stream.codec_context.name, time_base=stream.time_base,
-                rate=stream.average_rate or stream.guessed_rate)
+                rate=stream.average_rate or stream.guessed_rate, format=container.format.name)
 
 def _read_stream(path):
     "Return header, first frame, timestamps of the frames (None: to be decoded) and what is missing"
@@ -68,11 +68,14 @@ def _read_stream(path):
         try: frame = _first_frame(log)
         except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
         if frame is None: raise VideoError(path, 'no frame could be decoded')
-        if log.damaged == log.stored: raise VideoError(path, 'all frames are damaged')
-        return (_header(stream), frame, *((log.pts, log.missing()) if log.count(frame) else (None, '')))
+        counted = (log.pts, log.missing()) if log.count(frame) else (None, '')
+        return _header(container, stream), frame, *counted
+
+all_damaged = 'all frames are damaged'
 
 def _describe_missing(log, first_frame, n, n_corrupt):
     "Return what is missing from a video of which `n` frames decode, and `n_corrupt` with errors"
+    if n_corrupt == n: return all_damaged
     expected = log.count(first_frame) or 0
     if n < expected: return f'{expected} frames are stored, {n} decode'
     return log.missing() or (f'{n_corrupt} of {n} frames are damaged' if n_corrupt else '')
@@ -91,7 +94,8 @@ def _decode_all(path, each=noop):
         except VideoError as e:
             if not pts or not isinstance(e.__cause__, av.FFmpegError): raise # not caused by damage
             error = e.found
-        return pts, _header(stream), error or _describe_missing(log, first_frame, len(pts), n_corrupt)
+        missing = error or _describe_missing(log, first_frame, len(pts), n_corrupt)
+        return pts, _header(container, stream), missing
 
 @cached_by_file(shared=True)
 def _decoded(path):
@@ -100,15 +104,19 @@ def _decoded(path):
     return dict(pts=pts, missing=missing)
 
 # %% ../../nbs/11_video.info.ipynb #fae0fd03
+_raw_formats = set('h261 h263 h264 hevc vvc m4v mpegvideo mjpeg obu'.split()) # without timestamps
+
 def _constant_timing(header): return dict(fps=float(header['rate'] or 0), variable_rate=False, times=None)
 
 def _variable_timing(pts, header):
     "Return the mean frame rate and the second at which each frame is shown; empty if the rate is constant"
-    interval,variable = (0,False) if None in pts else frame_interval(pts)
+    is_timed = header['format'] not in _raw_formats and None not in pts
+    interval,variable = frame_interval(pts) if is_timed else (0,False)
     if not variable: return {}
     time_base = float(header['time_base'])
     times = (np.sort(pts)-min(pts))*time_base
-    return dict(fps=len(pts)/(times[-1]+interval*time_base), variable_rate=True, times=times.tolist())
+    fps = len(pts)/float(times[-1]+interval*time_base)
+    return dict(fps=fps, variable_rate=True, times=times.tolist())
 
 # %% ../../nbs/11_video.info.ipynb #d27e984c
 @cached_by_file(shared=False)
@@ -119,7 +127,7 @@ def _video_info(path):
     if not pts:
         pts,missing = _decoded(path).values()
         timing |= _variable_timing(pts, header)
-    del header['rate'], header['time_base']
+    header = {k: header[k] for k in ('declared','codec')}
     turns = FrameConverter.quarter_turns(frame)
     w,h = (frame.height,frame.width) if turns%2 else (frame.width,frame.height)
     duration = len(pts)/timing['fps'] if timing['fps'] else None
