@@ -216,6 +216,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vidseq.data.clip._save_animation': ('data.clip.html#_save_animation', 'vidseq/data/clip.py'),
                                   'vidseq.data.clip._to_unit_range': ('data.clip.html#_to_unit_range', 'vidseq/data/clip.py'),
                                   'vidseq.data.clip.clip_tfm': ('data.clip.html#clip_tfm', 'vidseq/data/clip.py'),
+                                  'vidseq.data.clip.frame_image': ('data.clip.html#frame_image', 'vidseq/data/clip.py'),
                                   'vidseq.data.clip.rng_states': ('data.clip.html#rng_states', 'vidseq/data/clip.py'),
                                   'vidseq.data.clip.set_rng_states': ('data.clip.html#set_rng_states', 'vidseq/data/clip.py'),
                                   'vidseq.data.clip.with_same_rng': ('data.clip.html#with_same_rng', 'vidseq/data/clip.py')},

@@ -49,7 +49,8 @@ def _info_row(video):
     "Return the columns of `vidseq info` for a video"
     from vidseq.video.info import video_info
     i = video_info(video)
-    notes = ', '.join([f'rotated {i.rotation}']*bool(i.rotation) + ['variable frame rate']*i.variable_rate)
+    notes = [f'rotated {i.rotation}']*bool(i.rotation) + ['variable frame rate']*i.variable_rate
+    notes = ', '.join(notes + [i.missing]*bool(i.missing))
     seconds = '' if i.duration is None else f'{i.duration:.2f}'
     return i.frames, i.declared, f'{i.fps:.5g}', seconds, f'{i.width}x{i.height}', i.codec, notes, video
 

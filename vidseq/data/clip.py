@@ -183,6 +183,14 @@ def _do_call(self:RandomErasing, nm, x, *args, **kwargs):
     def call(o): return RandTransform._do_call(self, nm, o, *args, **kwargs)
     return with_same_rng(call, x) if isinstance(x, ImageTuple) else call(x)
 
+# %% ../../nbs/32_data.clip.ipynb #fed609c0
+def frame_image(arr, # Frame of a video, H,W,3 or H,W,4
+                img_cls, # Class of the image
+               ): # `Frame` for `PILImage`, else an `img_cls`
+    "Return a frame of a video as the image that a model was trained on"
+    if img_cls is PILImage: return Frame.from_array(arr[...,:3])
+    return img_cls(pil_image(arr).convert(img_cls._open_args['mode']))
+
 # %% ../../nbs/32_data.clip.ipynb #f2fc7f31
 @lru_cache(maxsize=100)
 def _accepted_kwargs(sampler):
@@ -247,9 +255,7 @@ class ImageTupleTfm(RandTransform):
         if info.missing and is_first(message): warnings.warn(message, stacklevel=2)
         size = self.size and min(self.size, info.width, info.height)
         arrays = read_arrays(path, self._numbers_in_time(path, info), size)
-        if self.img_cls is PILImage: return ImageTuple(Frame.from_array(o[...,:3]) for o in arrays)
-        mode = self.img_cls._open_args['mode']
-        return ImageTuple(self.img_cls(pil_image(o).convert(mode)) for o in arrays)
+        return ImageTuple(frame_image(o, self.img_cls) for o in arrays)
 
     def _from_folder(self, folder):
         if not os.path.isdir(folder): raise VideoError(folder, 'no such file', 'Check the path.')

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from fastai.vision.all import Learner, chunked, ifnone, plt
 
-from ..data.clip import ImageTuple
+from ..data.clip import ImageTuple, frame_image
 from ..data.show import plot_text
-from ..data.frame import Frame, load_frame
+from ..data.frame import load_frame
 from ..data.samplers import slot_frames, slot_rate
 from ..files import check_range
 from ..parallel import progress
@@ -66,19 +66,21 @@ def fill_slots(frames, # Iterable of functions with an attribute `time`: its sec
         n,shown = max(n, slot+1),frame
 
 # %% ../../nbs/72_deploy.timeline.ipynb #f17c1471
-def _folder_frames(files, size):
-    for f in files: yield lambda f=f: load_frame(f, size)
+def _folder_frames(files, tfm):
+    for f in files: yield lambda f=f: load_frame(f, tfm.size, tfm.img_cls)
 
-def _video_frames(source, size, rate):
+def _video_frames(source, tfm, wh, rate):
+    "Yield functions that make the frames of a video of `wh` pixels, in slots of `1/rate` seconds"
+    size = tfm.size and min(tfm.size, *wh)
     for convert in fill_slots(stream_frames(source, size), rate):
-        yield lambda convert=convert: Frame.from_array(convert())
+        yield lambda convert=convert: frame_image(convert(), tfm.img_cls)
 
 def _open_container(source, tfm, fps):
     "Return what `_open_source` does for an open PyAV container"
     stream = source.streams.video[0]
-    size = tfm.size and min(tfm.size, stream.width, stream.height)
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return _video_frames(source, size, 0 if fps else rate), fps or rate, None
+    wh = stream.width,stream.height
+    return _video_frames(source, tfm, wh, 0 if fps else rate), fps or rate, None
 
 def _open_source(source, tfm, fps):
     "Return functions that make the frames, the frame rate (0: unknown), and the number of frames or None"
@@ -86,12 +88,12 @@ def _open_source(source, tfm, fps):
     if os.path.isdir(source):
         files = frame_files(source, tfm.pattern)
         if not files: raise VideoError(source, 'a folder without frames', 'Extract the frames again.')
-        return _folder_frames(files, tfm.size),fps or tfm.fps or 0,len(files)
+        return _folder_frames(files, tfm), fps or tfm.fps or 0, len(files)
     info = video_info(source)
-    size = tfm.size and min(tfm.size, info.width, info.height)
-    if fps or not info.times: return _video_frames(source, size, 0), fps or info.fps, info.frames
+    wh = info.width,info.height
+    if fps or not info.times: return _video_frames(source, tfm, wh, 0), fps or info.fps, info.frames
     rate = slot_rate(info.times)
-    return _video_frames(source, size, rate), rate, len(slot_frames(info.times, rate))
+    return _video_frames(source, tfm, wh, rate), rate, len(slot_frames(info.times, rate))
 
 def _limit_seconds(frames, n_frames, seconds, rate):
     "Return the frames of the first `seconds`, and their number or None"
