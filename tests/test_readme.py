@@ -34,8 +34,10 @@ def folder(tmp_path, monkeypatch):
     write('new.mp4', 'Grow', 7, 30, codec='libx264')
     write('long.mp4', 'Grow', 7, 150, codec='libx264')
     monkeypatch.chdir(tmp_path)
-    # One epoch instead of two minutes
-    monkeypatch.setattr(vidseq.report.compare, 'epochs_for', lambda learn, seconds: 1)
+    # Three seconds for each model instead of two minutes
+    train_for = vidseq.report.compare._train_for
+    def shortly(learn, lr, _, name): return train_for(learn, lr, 3, name)
+    monkeypatch.setattr(vidseq.report.compare, '_train_for', shortly)
     return tmp_path
 
 

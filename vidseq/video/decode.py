@@ -77,7 +77,10 @@ def get_videos(path:Path # Folder with videos at any depth
 # %% ../../nbs/10_video.decode.ipynb #a8d1e71e
 def max_pixels():
     "Return the maximum number of pixels of a frame: the environment variable `VIDSEQ_MAX_PIXELS`, or 2^26"
-    return int(os.environ.get('VIDSEQ_MAX_PIXELS', 2**26))
+    value = os.environ.get('VIDSEQ_MAX_PIXELS', str(2**26))
+    if value.isdecimal() and int(value): return int(value)
+    raise ValueError(f'VIDSEQ_MAX_PIXELS: {value!r} is not a number of pixels. Set the environment variable to '
+                     'a whole number from 1, or remove it.')
 
 def check_pixels(path, w, h):
     limit = max_pixels()

@@ -106,7 +106,7 @@ def _extract_video(video_path, dest, force, settings):
 
 def _check_options(size, quality):
     check_range('size', size, 1, _jpg_max_side)
-    check_range('quality', quality, 1, 95)
+    check_range('quality', -1 if quality is None else quality, 1, 95)
 
 def avi2frames(video_path:Path, # Video file in any container format
                path_frames:Path=None, # Folder for all frames; default: `<data set>-frames`
