@@ -151,7 +151,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vidseq.data.block._finish_block': ('data.block.html#_finish_block', 'vidseq/data/block.py'),
                                    'vidseq.data.block._from_items': ('data.block.html#_from_items', 'vidseq/data/block.py'),
                                    'vidseq.data.block._from_split': ('data.block.html#_from_split', 'vidseq/data/block.py'),
-                                   'vidseq.data.block._read_from_cache': ('data.block.html#_read_from_cache', 'vidseq/data/block.py'),
                                    'vidseq.data.block._remember_split': ('data.block.html#_remember_split', 'vidseq/data/block.py'),
                                    'vidseq.data.block._wants_numbers': ('data.block.html#_wants_numbers', 'vidseq/data/block.py'),
                                    'vidseq.data.block._with_whole_numbers': ('data.block.html#_with_whole_numbers', 'vidseq/data/block.py'),

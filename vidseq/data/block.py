@@ -37,9 +37,10 @@ def ClipBlock(seq_len:int=16, # Frames in a clip
               fps:float=None, # Frame rate of folders of frames, for samplers that use seconds
               img_cls=PILImage, # `PILImageBW` for gray frames
               pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
+              cache=None, # Function from a video to the folder of its frames: a `FrameCache`
              ):
     "Create a `TransformBlock` for clips that are folders of frames or video files"
-    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls, pattern=pattern)
+    tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls, pattern=pattern, cache=cache)
     return TransformBlock(type_tfms=tfm, batch_tfms=IntToFloatTensor, dl_type=ClipDL)
 
 # %% ../../nbs/37_data.block.ipynb #14d303c2
@@ -57,13 +58,8 @@ def _add_normalize(tfms, normalize, img_cls):
     return tfms + NormalizeInPlace.from_stats(*stats)
 
 def _fill_cache(cache, paths, size):
-    "Return `cache`, which is filled first if it is a folder"
-    return cache if isinstance(cache, FrameCache) else FrameCache.fill(cache, paths, size)
-
-def _read_from_cache(cache, get_x):
-    "Return `get_x` followed by `cache`"
-    if cache is None or get_x is None: return cache or get_x
-    return Pipeline([get_x, cache])
+    "Return `cache`, which is filled first if it is a folder; None for None"
+    return cache if cache is None or isinstance(cache, FrameCache) else FrameCache.fill(cache, paths, size)
 
 def _remember_split(dls, rule, group):
     "Store how the clips were split: `dls.group` (see `dls_group`) and `dls.split_rule`, a sentence"
@@ -142,11 +138,10 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     if is_table: print(labels_text(kind, block))
     if bs is None: bs = default_batch_size(len(splits[0]), largest_bs)
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
-    clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern)
-    if cache is not None: cache = _fill_cache(cache, paths, size)
-    if skip_bad: splits = readable_first(splits, paths, compose(*L(cache), *clip_block.type_tfms))
+    clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern, _fill_cache(cache, paths, size))
+    if skip_bad: splits = readable_first(splits, paths, compose(*clip_block.type_tfms))
     dblock = DataBlock((clip_block, block),
-                       get_x=_read_from_cache(cache, get_x), get_y=LabelGetter(get_y, kind),
+                       get_x=get_x, get_y=LabelGetter(get_y, kind),
                        splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))
     check_batch_size(bs)

@@ -228,6 +228,7 @@ class ImageTupleTfm(RandTransform):
                  n_views:int=1, # Number of views
                  img_cls=PILImage, # Class of the frames, e.g. `PILImageBW` for gray frames
                  pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
+                 cache=None, # Function from a video to the folder of its frames: a `FrameCache`
                 ):
         super().__init__(p=1.)
         store_attr()
@@ -241,8 +242,9 @@ class ImageTupleTfm(RandTransform):
 
     def encodes(self, path:Path|str):
         "Read only the sampled frames; raise `VideoError` if there are none or they are damaged"
-        if os.path.isdir(path) or not os.path.exists(path):
-            return ImageTuple(read_unreplaced(path, lambda: self._from_folder(path)))
+        frames = self.cache(path) if self.cache else path
+        if os.path.isdir(frames) or not os.path.exists(frames):
+            return ImageTuple(read_unreplaced(frames, lambda: self._from_folder(frames, path)))
         try: return self._from_video(path)
         except EarlyEndError as e:
             limit_frames(path, e.n_frames, e.found)
@@ -257,9 +259,10 @@ class ImageTupleTfm(RandTransform):
         arrays = read_arrays(path, self._numbers_in_time(path, info), size)
         return ImageTuple(frame_image(o, self.img_cls) for o in arrays)
 
-    def _from_folder(self, folder):
+    def _from_folder(self, folder, path):
+        "Read a clip from `folder`, which is `path`, or the place of its frames in the cache"
         if not os.path.isdir(folder): raise VideoError(folder, 'no such file', 'Check the path.')
-        names = frame_names(folder, self.pattern)
+        names = frame_names(folder, self.pattern if folder == path else None)
         if not names:
             fix = 'Extract the frames again, or skip the folder.'
             raise VideoError(folder, 'a folder without frames', fix)
