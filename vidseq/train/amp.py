@@ -8,6 +8,9 @@ __all__ = ['amp_mode', 'to_amp']
 # %% ../../nbs/51_train.amp.ipynb #53da2f7f
 import warnings
 from contextlib import ExitStack
+from copy import copy
+from functools import wraps
+from inspect import unwrap
 
 import torch
 from fastai.vision.all import AMPMode, L, Learner, MixedPrecision, ifnone, patch
@@ -30,9 +33,11 @@ def amp_mode(device:torch.device)->AMPMode: # None for full precision
     return AMPMode.BF16 if device.type == 'cpu' and _cpu_has_bf16() else None
 
 # %% ../../nbs/51_train.amp.ipynb #ef5e5515
-_fastai_before_fit,_fastai_batch = MixedPrecision.before_fit,Learner._do_one_batch
+# fastai's own functions, also if this code runs a second time, as `%autoreload` makes it
+_fastai_before_fit,_fastai_batch = unwrap(MixedPrecision.before_fit),unwrap(Learner._do_one_batch)
 
 @patch
+@wraps(_fastai_before_fit, assigned=())
 def before_fit(self:MixedPrecision):
     "Create the autocast context and the gradient scaler, without a warning if there is no CUDA"
     with warnings.catch_warnings():
@@ -49,18 +54,20 @@ def after_loss(self:MixedPrecision):
     self.learn.autocasts.close()
 
 @patch
+@wraps(_fastai_batch, assigned=())
 def _do_one_batch(self:Learner):
     "Run one batch with the forward pass and the loss in autocast, and leave autocast however the batch ends"
     with ExitStack() as self.autocasts:
         for cb in self._grab_cbs(MixedPrecision):
             torch.clear_autocast_cache() # no copies of weights from another batch
-            self.autocasts.enter_context(cb.autocast)
+            self.autocasts.enter_context(copy(cb.autocast)) # a context must not be entered twice
         _fastai_batch(self)
 
 # %% ../../nbs/51_train.amp.ipynb #48431caf
-_fastai_do_fit = Learner._do_fit
+_fastai_do_fit = unwrap(Learner._do_fit)
 
 @patch
+@wraps(_fastai_do_fit, assigned=())
 def _do_fit(self:Learner):
     "Fit, beginning without the gradients of an interrupted fit"
     for o in (self.model, self.opt): o.zero_grad()
