@@ -18,12 +18,12 @@ from fastcore.all import AttrDict
 from fastcore.xml import Figcaption, Figure, Img, to_xml
 from PIL import features
 
-from .frame import Frame, load_frame, to_8_bits
+from .frame import Frame, frame_image, load_frame, to_8_bits
 from .samplers import slot_frames, slot_rate, spread_frames
 from ..files import atomic_file
 from ..options import check_options, option_names
 from ..video.cache import is_first, run_folder
-from ..video.decode import EarlyEndError, extract_frames, pil_image, read_arrays, VideoError
+from ..video.decode import EarlyEndError, extract_frames, read_arrays, VideoError
 from ..video.frame_folder import frame_files, frame_names, read_unreplaced
 from ..video.info import all_damaged, limit_frames, video_info
 from ..video.source import read_source
@@ -182,14 +182,6 @@ def _do_call(self:RandomErasing, nm, x, *args, **kwargs):
     "Apply the transform to all frames of a clip with the same random draw"
     def call(o): return RandTransform._do_call(self, nm, o, *args, **kwargs)
     return with_same_rng(call, x) if isinstance(x, ImageTuple) else call(x)
-
-# %% ../../nbs/32_data.clip.ipynb #fed609c0
-def frame_image(arr, # Frame of a video, H,W,3 or H,W,4
-                img_cls, # Class of the image
-               ): # `Frame` for `PILImage`, else an `img_cls`
-    "Return a frame of a video as the image that a model was trained on"
-    if img_cls is PILImage: return Frame.from_array(arr[...,:3])
-    return img_cls(pil_image(arr).convert(img_cls._open_args['mode']))
 
 # %% ../../nbs/32_data.clip.ipynb #f2fc7f31
 @lru_cache(maxsize=100)

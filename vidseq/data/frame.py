@@ -17,7 +17,7 @@ from fastai.vision.all import BILINEAR, PILImage, TensorImage, ToTensor
 from PIL import ExifTags, Image
 from torch.nn import functional as F
 
-from ..video.decode import check_pixels, max_pixels, scaled_size, VideoError
+from ..video.decode import check_pixels, max_pixels, pil_image, scaled_size, VideoError
 
 # %% ../../nbs/31_data.frame.ipynb #3e90386d
 class Frame(PILImage):
@@ -204,3 +204,11 @@ def load_frame(fname:str|Path, # Image file
     except FileNotFoundError as e: raise VideoError(fname, 'no such file', fix) from e
     except Exception as e: # PIL raises errors of many classes
         raise VideoError(fname, f'not readable as an image ({e})', fix) from e
+
+# %% ../../nbs/31_data.frame.ipynb #514abe9f
+def frame_image(arr, # Frame of a video, H,W,3 or H,W,4
+                img_cls, # Class of the image
+               ): # `Frame` for `PILImage`, else an `img_cls`
+    "Return a frame of a video as the image that a model was trained on"
+    if img_cls is PILImage: return Frame.from_array(arr[...,:3])
+    return img_cls(pil_image(arr).convert(img_cls._open_args['mode']))

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from fastai.vision.all import Learner, chunked, ifnone, plt
 
-from ..data.clip import ImageTuple, frame_image
+from ..data.clip import ImageTuple
 from ..data.show import plot_text
-from ..data.frame import load_frame
+from ..data.frame import frame_image, load_frame
 from ..data.samplers import slot_frames, slot_rate
 from ..files import check_range
 from ..parallel import progress
