@@ -1,8 +1,9 @@
 "Share fixtures and helpers between test files. Heavy modules are imported where they are used."
+import io
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def run_python(*args, env=None, **kwargs):
     res = subprocess.run(command, capture_output=True, text=True, env=child_env() | (env or {}), **kwargs)
     assert res.returncode == 0, res.stderr[-6000:]
     return res.stdout
+
+
+def run_command(*args):
+    "Run a `vidseq` command in this process; return its exit code, stdout and stderr"
+    from vidseq.cli import main
+    out,err = io.StringIO(),io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err): code = main([str(o) for o in args])
+    return code,out.getvalue(),err.getvalue()
 
 
 load_and_predict = '''

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from hostile import gives, refuses
 
+from conftest import run_command as run
 from vidseq.cli import main
 from vidseq.commands.arguments import (Output, SafeStream, describe_error, write_csv,
                                        write_report_csv)
@@ -20,13 +21,6 @@ from vidseq.files import atomic_file, atomic_folder, check_output, check_range, 
 from vidseq.parallel import parallel_map, progress
 from vidseq.video.extract import avi2frames, check_videos, extract_videos
 
-
-def run(*args):
-    "Run a command in this process; return its exit code, stdout and stderr"
-    out,err = io.StringIO(),io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(o) for o in args])
-    return code,out.getvalue(),err.getvalue()
 
 posix = os.name == 'posix'
 

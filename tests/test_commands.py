@@ -1,6 +1,4 @@
 """Run commands on a data set with odd names: results on stdout, one line per message, nothing lost."""
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -12,19 +10,13 @@ import pandas as pd
 import pytest
 
 from conftest import child_env
+from conftest import run_command as run
 from vidseq.cli import main
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='uses file names and pipes of POSIX')
 odd_names = ['$x^{2', '=1+1', 'a\nb\x1b[31m', os.fsdecode(b'caf\xe9')]
 if sys.platform == 'darwin': odd_names.pop() # names must be valid UTF-8
 
-
-def run(*args):
-    "Run a command in this process; return its exit code, stdout and stderr"
-    out,err = io.StringIO(),io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(o) for o in args])
-    return code,out.getvalue(),err.getvalue()
 
 
 @pytest.fixture(scope='module')
