@@ -16,6 +16,7 @@ from vidseq.data.augment import *
 from vidseq.data.rules import *
 from vidseq.data.splits import *
 from vidseq.data.list_splitter import *
+from vidseq.data.folds import *
 from vidseq.data.show import *
 from vidseq.data.loader import *
 from vidseq.data.block import *
