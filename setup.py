@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-extras = ('dev', 'docs', 'cluster', 'timm', 'onnx', 'accelerate')
+extras = ('dev', 'docs', 'cluster', 'offline', 'onnx', 'accelerate')
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

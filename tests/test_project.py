@@ -124,8 +124,8 @@ def test_help_needs_nothing_heavy(): assert run_python('-c', print_heavy).strip(
 
 
 dependencies = {
-    'fastai', 'fastcore', 'torch', 'torchvision', 'av', 'simplejpeg', 'rarfile', 'timesformer-pytorch',
-    'safetensors', 'pyyaml', 'filelock'}
+    'fastai', 'fastcore', 'torch', 'torchvision', 'timm', 'av', 'simplejpeg', 'rarfile',
+    'timesformer-pytorch', 'safetensors', 'pyyaml', 'filelock'}
 metadata_lines = [
     'Name: vidseq',
     f'Version: {settings["version"]}',

@@ -23,6 +23,7 @@ from vidseq.data.block import *
 from vidseq.models.layers import *
 from vidseq.models.config import *
 from vidseq.models.weights import *
+from vidseq.models.pretrained import *
 from vidseq.models.encoders import *
 from vidseq.models.frame_models import *
 from vidseq.models.conv3d import *

@@ -10,6 +10,8 @@ import inspect, re
 from functools import partial, wraps
 from importlib import import_module
 
+import timm
+
 from .fields import check_field, check_fields, either, flag, list_of, optional, real, to_json, whole
 from ..options import check_options, option_names
 
@@ -17,9 +19,7 @@ from ..options import check_options, option_names
 _timm_name = re.compile(r'timm\.([a-z0-9_]+(\.[a-z0-9_]+)?)')
 
 def _find_timm(name):
-    "Return the name of a network in timm; raise `ValueError` if it is unknown or timm is not installed"
-    try: import timm
-    except ImportError: raise ValueError(f'{name!r} needs timm. Run `pip install vidseq[timm]`') from None
+    "Return the name of a network in timm; raise `ValueError` if it is unknown"
     name = _timm_name.fullmatch(name)[1]
     if timm.is_model(name): return name
     raise ValueError(f'timm has no network {name!r}. Update timm, or check `timm.list_models()`')

@@ -14,7 +14,7 @@ from torchvision.models.video import MViT, S3D, SwinTransformer3d, VideoResNet, 
 from torchvision.ops import Permute
 
 from .config import records_config
-from .encoders import resize_positions
+from .encoders import create_published, resize_positions
 from .layers import stack_frames, subtract_mean
 from ..options import nearest_name
 from .weights import load_weights, set_channels
@@ -136,7 +136,7 @@ class VideoModel(Module):
                  per_frame:bool=False, # Return the logits of each frame
                 ):
         _check_video_arch(arch)
-        net = arch(weights='DEFAULT') if pretrained is True else arch(weights=None, num_classes=n_out)
+        net = create_published(arch) if pretrained is True else arch(weights=None, num_classes=n_out)
         if pretrained and pretrained is not True: load_weights(net, pretrained)
         set_channels(net, n_in, pretrained)
         self.per_frame = per_frame

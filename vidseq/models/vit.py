@@ -20,7 +20,7 @@ from torchvision.ops import StochasticDepth
 from ..files import preview_list
 from .attention import apply_rotary, attention, checkpointed, rotary_sin_cos
 from .config import records_config
-from .encoders import create_timm, resize_positions, ViTEncoder
+from .encoders import create_published, create_timm, resize_positions, ViTEncoder
 from .layers import stack_frames
 from .weights import fill_weights, load_weights, read_weights, set_channels
 
@@ -151,7 +151,7 @@ def _is_timm_vit(net):
 def _create_stem(arch, n_out, pretrained):
     "Return an image transformer without its classifier, and the classifier"
     if isinstance(arch, str): net = create_timm(arch, pretrained is True, num_classes=n_out)
-    else: net = arch(weights='DEFAULT') if pretrained is True else arch(num_classes=n_out)
+    else: net = create_published(arch) if pretrained is True else arch(num_classes=n_out)
     is_timm = isinstance(arch, str) and _is_timm_vit(net)
     if not (is_timm or isinstance(net, VisionTransformer)):
         raise ValueError(f'arch: {type(net).__name__} is not a supported vision transformer. '

@@ -13,8 +13,8 @@ import numpy as np
 from fastai.vision.all import DataLoaders, Normalize, Pipeline, get_c, nn, trainable_params
 
 from ..data.block import NormalizeInPlace
-from ..models.encoders import pretrained_stats
 from ..models.frame_models import clip_splitter
+from ..models.pretrained import pretrained_stats
 
 # %% ../../nbs/50_train.checks.ipynb #ab2d1700
 _image_modules = 'torchvision.models', 'timm.', 'fastai.vision.models', 'vidseq.models.encoders'
