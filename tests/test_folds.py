@@ -4,10 +4,18 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from vidseq.data.folds import fold_note, group_folds, split_folds
+import make_kinds
+from fastai.vision.all import IndexSplitter, no_random
+from vidseq.data.block import VideoDataLoaders
+from vidseq.data.folds import fold_loaders, fold_note, group_folds, pool_items, split_folds
+from vidseq.data.splits import clip_paths
+from vidseq.evaluate.cross_validation import cross_validate
+from vidseq.evaluate.scores import evaluate
 
 
 def classes_of(label): return label if isinstance(label, list) else [label]
@@ -223,3 +231,129 @@ def test_errors_name_the_problem():
 def test_no_warnings(recwarn):
     split_folds([f'g{i//2}' for i in range(20)], ['a']*17+['b']*3, 5)
     assert not len(recwarn)
+
+
+# Cross-validation of trained models
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return tmp_path_factory.mktemp('kinds')
+
+
+@pytest.fixture(scope='module')
+def clips(path): return make_kinds.make_clips(path)
+
+
+def train(dls):
+    "Train a tiny learner on `dls`"
+    learn = make_kinds.tiny_learner(dls)
+    with learn.no_logging(), learn.no_bar(): learn.fit(2, 1e-2)
+    return learn
+
+
+def labels_of_kind(kind, clips):
+    "Return the labels of clips, and the classes"
+    names = make_kinds.classes
+    if kind == 'class': return [o.parent.name for o in clips], names
+    if kind == 'classes': return [[o.parent.name, 'all'] for o in clips], sorted([*names, 'all'])
+    return [[i/10, -i/5] for i in range(len(clips))], None
+
+
+@pytest.mark.parametrize('kind', ['class','classes','numbers'])
+def test_cross_validation_equals_a_loop(kind, path, clips):
+    "Compare with single splits, trained and evaluated one after another"
+    labels,vocab = labels_of_kind(kind, clips)
+    dls = make_kinds.create(path, clips, labels, group='^p[0-9]')
+    result = cross_validate(train, dls, 3, seed=7)
+    groups = [o.name[:2] for o in clips]
+    assert result.scores.kind == kind and result.scores.n_groups == 3 and len(result.table) == 3
+    probs,values = {},[]
+    for held_out in ('p0','p1','p2'):
+        valid = [i for i,g in enumerate(groups) if g == held_out]
+        with no_random(7, reproducible=False):
+            one = make_kinds.create(path, clips, labels, splitter=IndexSplitter(valid), vocab=vocab)
+            scores = evaluate(train(one))
+        probs |= dict(zip(scores.paths, scores.probs))
+        values.append(scores.score)
+    torch.testing.assert_close(result.scores.probs, torch.stack([probs[o] for o in result.scores.paths]))
+    assert sorted(result.table.score) == pytest.approx(sorted(values))
+    assert sorted(result.scores.paths) == sorted(clips)
+    assert result.scores.groups == [o.name[:2] for o in result.scores.paths]
+    by_path = dict(zip(clips, labels))
+    for o,targ in zip(result.scores.paths, result.scores.targs):
+        if kind == 'class': assert by_path[o] == vocab[int(targ)]
+        elif kind == 'classes': assert sorted(by_path[o]) == [n for n,v in zip(vocab, targ) if v]
+        else: assert by_path[o] == pytest.approx(targ.tolist())
+
+
+def test_loaders_and_clips_agree(path, clips):
+    "Loaders, a folder, a list of clips in another order, and folds as lists give the same predictions"
+    dls = make_kinds.create(path, clips, [o.parent.name for o in clips], group='^p[0-9]')
+    options = make_kinds.settings | dict(group='^p[0-9]')
+    options.pop('seed')
+    shuffled = random.Random(0).sample(clips, len(clips))
+    folds = group_folds(shuffled, [o.parent.name for o in shuffled], '^p[0-9]', 3)
+    results = [cross_validate(train, dls, 3)]
+    results += [cross_validate(train, path, 3, **options), cross_validate(train, shuffled, 3, **options),
+                cross_validate(train, shuffled, folds, **options)]
+    want = dict(zip(results[0].scores.paths, results[0].scores.probs))
+    for o in results[1:]:
+        torch.testing.assert_close(o.scores.probs, torch.stack([want[p] for p in o.scores.paths]))
+        assert o.table.score.tolist() == results[0].table.score.tolist()
+
+
+def test_an_interruption_keeps_the_finished_folds(path, clips, tmp_path, capsys):
+    dls = make_kinds.create(path, clips, [o.parent.name for o in clips], group='^p[0-9]')
+    calls = []
+    def count(dls):
+        calls.append(len(dls.train_ds))
+        if len(calls) == 2: raise KeyboardInterrupt
+        return train(dls)
+    want = cross_validate(train, dls, 3)
+    with pytest.raises(KeyboardInterrupt): cross_validate(count, dls, 3, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    result = cross_validate(count, dls, 3, folder=tmp_path)
+    assert len(calls) == 4 and len(list(tmp_path.iterdir())) == 3
+    torch.testing.assert_close(result.scores.probs, want.scores.probs)
+    assert result.scores.targs.tolist() == want.scores.targs.tolist()
+    cross_validate(count, dls, 3, folder=tmp_path)
+    assert len(calls) == 4
+    # another seed or more views, a damaged file, and learners that must be returned
+    cross_validate(count, dls, 3, n_views=2, folder=tmp_path)
+    cross_validate(count, dls, 3, seed=1, folder=tmp_path)
+    assert len(calls) == 10
+    damaged = sorted(tmp_path.iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:9])
+    for o in (dict(), dict(n_views=2), dict(seed=1)): cross_validate(count, dls, 3, folder=tmp_path, **o)
+    assert len(calls) == 11 and 'not safetensors' in capsys.readouterr().out
+    kept = cross_validate(count, dls, 3, folder=tmp_path, keep_learners=True)
+    assert len(calls) == 14 and len(kept.learners) == 3
+    torch.testing.assert_close(evaluate(kept.learners[0]).probs, kept.scores.probs[sorted(kept.folds[0][1])])
+
+
+def test_a_class_without_training_clips_is_named(path, clips, capsys):
+    some = [o for o in clips if o.parent.name != 'start' or o.name.startswith('p0')]
+    dls = make_kinds.create(path, some, [o.parent.name for o in some], group='^p[0-9]')
+    result = cross_validate(train, dls, 3)
+    assert 'No training clips in one of the folds' in capsys.readouterr().out
+    assert len(result.scores.vocab) == 3 and result.scores.probs.shape == (14,3)
+    assert repr(result).startswith('Cross-validation with 3 folds: accuracy')
+    assert result.scores.interval() is not None
+
+
+def test_training_on_all_clips(path, clips):
+    dls = make_kinds.create(path, clips, [o.parent.name for o in clips])
+    everything = fold_loaders(dls, range(len(clips)), [])
+    assert sorted(clip_paths(everything.train_ds)) == sorted(clip_paths(pool_items(dls))) == sorted(clips)
+    learn = train(everything)
+    assert len(evaluate(learn, dls.valid).targs) == len(dls.valid_ds)
+
+
+def test_clips_with_labels_from_a_table(path, clips):
+    table = pd.DataFrame(dict(name=[str(o) for o in clips], label=[o.parent.name for o in clips],
+                              person=[o.name[:2] for o in clips]))
+    dls = VideoDataLoaders.from_df(table, group_col='person', **make_kinds.settings)
+    result = cross_validate(train, dls, None)
+    assert result.table.groups.tolist() == [1,1,1] and result.scores.n_groups == 3
+    dls = make_kinds.create(path, clips, [o.parent.name for o in clips], group='^p[0-9]')
+    want = cross_validate(train, dls, 3)
+    assert sorted(result.table.score) == sorted(want.table.score)

@@ -37,6 +37,7 @@ from vidseq.evaluate.intervals import *
 from vidseq.evaluate.metrics import *
 from vidseq.evaluate.scores import *
 from vidseq.evaluate.interpret import *
+from vidseq.evaluate.cross_validation import *
 from vidseq.deploy.card import *
 from vidseq.deploy.saving import *
 from vidseq.deploy.predict import *

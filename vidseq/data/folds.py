@@ -10,9 +10,12 @@ import random, warnings
 from collections import Counter
 
 import numpy as np
+import pandas as pd
+from fastai.data.core import Datasets, TfmdLists
 from fastcore.all import L
 from sklearn.model_selection import StratifiedGroupKFold
 
+from .checks import check_full_batch
 from .labels import flatten_labels, plain_value
 from .splits import as_list, known_group
 from ..files import preview_list
@@ -200,3 +203,28 @@ def fold_note(folds, # (train, valid) lists of indices for each fold
     if not missing: return ''
     return (f'No training clips in one of the folds, so its score counts their clips as wrong: '
             f'{preview_list(missing)}. Add clips of other groups to these classes.')
+
+# %% ../../nbs/36_data.folds.ipynb #e3d3a3d0
+def _unwrap(dl): return vars(dl).get('dl', dl) # a `DistributedDL` wraps a loader
+
+def pool_items(dls, # `DataLoaders` of clips
+               splits=None, # Indices of the clips in each subset
+              ): # `Datasets`
+    "Return a dataset of the training clips and the validation clips of `dls`, in this order"
+    sides = [_unwrap(dl).dataset for dl in (dls.train, dls.valid)]
+    items = [o.items for o in sides]
+    items = pd.concat(items) if hasattr(items[0], 'iloc') else [*items[0], *items[1]]
+    tls = [TfmdLists(items, tl.tfms, do_setup=False, splits=splits, types=tl.types) for tl in sides[0].tls]
+    return Datasets(tls=tls, n_inp=sides[0].n_inp)
+
+def fold_loaders(dls, # `DataLoaders` of clips
+                 train_idxs, # Indices of the training clips in `pool_items(dls)`
+                 valid_idxs, # Indices of the validation clips; can be empty
+                ): # `DataLoaders`
+    "Return loaders like `dls` with another split of its clips"
+    ds = pool_items(dls, [list(train_idxs), list(valid_idxs)])
+    loaders = [dl.new(ds.subset(i)) for i,dl in enumerate(map(_unwrap, (dls.train, dls.valid)))]
+    res = type(dls)(*loaders, path=dls.path, device=dls.device)
+    check_full_batch(res)
+    res.split_rule = 'Split by fold of a cross-validation.'
+    return res

@@ -104,7 +104,7 @@ def _find_group(find, path):
     try: return find(path)
     except KeyError: return None
 
-def _groups_of(paths, dls, group):
+def groups_of(paths, dls, group=None):
     "Return the group of each clip, the clip itself where it has none; None if all groups are unknown"
     find = known_group(paths, group or dls_group(dls))
     found = [_find_group(find, o) for o in paths] if find else []
@@ -112,12 +112,23 @@ def _groups_of(paths, dls, group):
     if group is None: return None
     raise ValueError(f'group: no group found for {paths[0]} and {len(paths)-1} other clips. Correct `group`.')
 
-def _check_labels(targs, kind):
+def check_labels(targs, kind):
     "Raise `ValueError` if scores are undefined for the labels"
     if targs is None: raise ValueError('dl: clips have no labels. Give `labels`, for example `parent_label`.')
     if kind == 'classes' and not (targs > .5).any():
         raise ValueError(f'dl: none of the {len(targs)} clips has a class, so nothing can be ranked.')
 
+def predict_views(learn, # Learner
+                  dl, # `DataLoader` of clips
+                  n_views:int=1, # Clips of each video, spread from its start to its end
+                  crops:int=1, # Crops of each clip: 1 or 3
+                 ): # Mean probabilities or numbers N,C of all views; labels or None; number of views
+    "Predict each video of `dl` by the mean of its views"
+    views = list(clip_views(dl, n_views, crops))
+    with learn.no_logging(): preds = [predict_outputs(learn, o) for o in views]
+    return sum(p for p,_ in preds)/len(preds), preds[0][1], len(views)
+
+# %% ../../nbs/60_evaluate.scores.ipynb #70924885
 @learner_method
 def evaluate(learn:Learner, # Trained learner
              dl=None, # Labeled clips; default: the validation set
@@ -134,13 +145,11 @@ def evaluate(learn:Learner, # Trained learner
     paths = clip_paths(dl.dataset)
     if not len(paths): raise ValueError('dl: empty. Give clips: `dls.test_dl(clips, with_labels=True)`.')
     if labels is not None: labels = _label_tensor(labels, paths, info)
-    views = list(clip_views(dl, n_views, crops))
-    with learn.no_logging(): preds = [predict_outputs(learn, o) for o in views]
-    targs = ifnone(labels, preds[0][1])
-    _check_labels(targs, info.kind)
-    groups = _groups_of(paths, learn.dls, group)
-    probs = sum(p for p,_ in preds)/len(preds)
-    return scores_of_kind[info.kind](probs, targs, info.names, paths, groups, len(views))
+    probs,targs,n = predict_views(learn, dl, n_views, crops)
+    targs = ifnone(labels, targs)
+    check_labels(targs, info.kind)
+    groups = groups_of(paths, learn.dls, group)
+    return scores_of_kind[info.kind](probs, targs, info.names, paths, groups, n)
 
 # %% ../../nbs/60_evaluate.scores.ipynb #b6e6b94c
 class _ReorderFrames(Callback):
@@ -173,7 +182,7 @@ def time_sensitivity(learn:Learner, # Trained learner
     def score(get_order):
         reorder = _ReorderFrames(get_order)
         with learn.no_bar(), learn.no_logging(): probs,targs = predict_outputs(learn, dl, reorder)
-        _check_labels(targs, info.kind)
+        check_labels(targs, info.kind)
         return kind(probs, targs, info.names, range(len(targs))).score
     res = {'ordered': score(range), 'reversed': score(lambda n: range(n)[::-1])}
     res['shuffled'] = float(np.mean([score(partial(_random_order, rng=rng)) for _ in range(n_shuffles)]))
