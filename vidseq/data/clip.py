@@ -56,13 +56,15 @@ def _save_animation(clip, file, kind, fps, size):
     if size: imgs = [_resize_short_side(o, size) for o in imgs]
     imgs[0].save(file, format=kind, save_all=True, append_images=imgs[1:], duration=round(1000/fps), loop=0)
 
-def _animation_url(clip, fps, size):
+# %% ../../nbs/32_data.clip.ipynb #f11da62d
+def animation_url(clip, fps, size):
     "Return an animation of the clip as a data URL: WebP if Pillow supports it, otherwise GIF"
     kind = 'webp' if features.check('webp') else 'gif'
     buf = io.BytesIO()
     _save_animation(clip, buf, kind, fps, size)
     return f'data:image/{kind};base64,{base64.b64encode(buf.getvalue()).decode()}'
 
+# %% ../../nbs/32_data.clip.ipynb #a68ccf80
 def _as_tensor(img): return img if isinstance(img, Tensor) else image2tensor(img) # C,H,W
 
 def _join_frames(frames):
@@ -135,7 +137,7 @@ class ImageTuple(fastuple):
         "Return an HTML figure with an animation of the clip; None for a batch, shown by `dls.show_batch`"
         if not len(self) or isinstance(self[0], Tensor) and self[0].ndim != 3: return None
         stride = -(-len(self)//max_frames)
-        img = Img(alt='a clip, playing', src=_animation_url(self[::stride], fps, size))
+        img = Img(alt='a clip, playing', src=animation_url(self[::stride], fps, size))
         width,height = to_image(self[0]).size
         caption = Figcaption(f'{len(self)} frames of {width}x{height}')
         return to_xml(Figure(img, caption, style='margin:0'), indent=False)
