@@ -81,7 +81,8 @@ for name,change in {'empty': lambda o: b'', 'one byte': lambda o: o[:1],
                     'twice': lambda o: o + o, 'text': lambda o: b'weights', 'zeros': lambda o: bytes(len(o)),
                     'an empty archive': lambda o: b'PK\5\6' + bytes(18)}.items():
     kept(name, partial(resume, change=change), 'not a file of `ResumeTraining`', 'Delete it')
-for part in ('progress','setup','model','optimizer','recorder','loaders','scaler','trackers','rng'):
+for part in ('progress','setup','model','optimizer','recorder','loaders','scaler','trackers',
+             'averages','rng'):
     kept(f'no {part}', partial(resume_state, change=lambda o, part=part: o.pop(part)), f"'{part}' is missing")
     for value in (None, 3, 'text', [1,2,3]):
         def change(o, part=part, value=value): o[part] = value

@@ -1,19 +1,26 @@
-"Check what trains beside the optimizer: frozen encoders"
+"Check frozen encoders, averages of the weights, and learning rates of layers"
 from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, OptimWrapper, nn,
-                               set_seed)
+from fastai.vision.all import (Adam, Callback, CancelBatchException, CancelEpochException,
+                               CancelFitException, CancelStepException, CancelTrainException,
+                               CancelValidException, CrossEntropyLossFlat, DataLoader, DataLoaders,
+                               EarlyStoppingCallback, GradientAccumulation, OptimWrapper, SaveModelCallback,
+                               nn, set_seed)
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vidseq.models.conv3d import Conv3dModel
 from vidseq.models.encoders import small_cnn
 from vidseq.models.frame_models import RNNModel, SimpleModel
 from vidseq.models.timesformer import small_timesformer
 from vidseq.models.vit import TimeSformerViT
+from vidseq.train.amp import to_amp
+from vidseq.train.ema import EMA, ema_decay
 from vidseq.train.frozen import FrozenEncoder
 from vidseq.train.learner import video_learner
+from vidseq.train.resume import ResumeTraining
 
 n_clips,size = 12,16
 
@@ -158,3 +165,262 @@ def test_batchnorm_without_weights_is_frozen_with_its_layer():
     before = tensors(model.encoder)
     fit(learn)
     assert not changed(model.encoder, before)
+
+
+# Averages of the weights
+
+def moving(module):
+    "Return copies of the tensors of floating-point numbers of `module`"
+    return {k: v.clone() for k,v in module.state_dict().items() if v.is_floating_point()}
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k,v in a.items())
+
+
+class Follow(Callback):
+    "Average the weights with torch's `AveragedModel`, and compare when they are used"
+    order = -4
+    def __init__(self):
+        self.n_steps,self.last,self.average = 0,None,None
+
+    def before_fit(self):
+        def update(average, now, n): get_ema_multi_avg_fn(ema_decay(int(n)))(average, now, n)
+        self.average,self.last = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True),None
+
+    def before_step(self): self.before = moving(self.model)
+
+    def after_step(self):
+        if same(self.before, moving(self.model)): return
+        self.average.update_parameters(self.model)
+        self.last,self.n_steps = moving(self.model),self.n_steps+1
+
+    def before_batch(self):
+        "Check that training continues with the last weights; statistics change also without a step"
+        if not self.training or self.last is None: return
+        now = moving(self.model)
+        assert same(now, {k: now[k] if 'running' in k else v for k,v in self.last.items()})
+
+    def check(self):
+        if self.last is not None: assert same(moving(self.model), moving(self.average.module))
+
+    before_validate = after_epoch = after_fit = check
+
+
+def plain_loop(learn, n_epoch, lr, decay, warmup):
+    "Train without callbacks; return the average and the losses of the validation set after each epoch"
+    model,average,losses,n = learn.model,None,[],0
+    opt = Adam([list(model.parameters())], lr=lr, wd=.01)
+    no_decay = [p for m in model.modules() if isinstance(m, nn.BatchNorm3d) for p in m.parameters()]
+    for p in [*no_decay, model.head[-1].bias]: opt.state[p]['do_wd'] = False
+    for _ in range(n_epoch):
+        model.train()
+        for xb,yb in learn.dls.train:
+            learn.loss_func(model(xb), yb).backward()
+            opt.step()
+            for p in model.parameters(): p.grad = None
+            now = moving(model)
+            d = min(decay, (1+n)/(10+n)) if warmup else decay
+            average = {k: average[k].lerp(v, 1-d) for k,v in now.items()} if n else now
+            n += 1
+        last = moving(model)
+        model.load_state_dict(average, strict=False)
+        model.eval()
+        with torch.no_grad(): found = [learn.loss_func(model(x), y).item() for x,y in learn.dls.valid]
+        losses.append(sum(found)/len(found))
+        model.load_state_dict(last, strict=False)
+    return average,losses
+
+
+@pytest.mark.parametrize('decay,warmup', [(.999,True), (.5,True), (.9,False), (0,False), (0,True)])
+def test_the_average_equals_a_plain_loop(decay, warmup):
+    learn,reference = make_learner(cbs=EMA(decay, warmup)),make_learner()
+    set_seed(1)
+    fit(learn, 3, wd=.01)
+    set_seed(1)
+    average,losses = plain_loop(reference, 3, 1e-2, decay, warmup)
+    assert same(moving(learn.model), average)
+    assert [o[1] for o in learn.recorder.values] == pytest.approx(losses, rel=1e-6)
+    if decay == 0: assert same(average, moving(reference.model))
+
+
+precisions = {'float32': lambda o: o, 'bfloat16': partial(to_amp, mode='bf16'),
+              'float16': partial(to_amp, mode='fp16', init_scale=8., growth_interval=2),
+              'skipped steps': partial(to_amp, mode='fp16', init_scale=2.**19),
+              'fastai': lambda o: o.to_fp16()}
+
+
+@pytest.mark.parametrize('precision', precisions)
+@pytest.mark.parametrize('bs', [1, 8])
+def test_the_average_equals_torchs(precision, bs):
+    "Train two fits with gradient accumulation, or with all precisions; compare at each event"
+    follow = Follow()
+    learn = precisions[precision](make_learner(cbs=[EMA(), follow, GradientAccumulation(bs)]))
+    for _ in range(2):
+        fit(learn, 3)
+        follow.check()
+    n_batches = 2*3*3
+    if precision == 'skipped steps': assert 0 < follow.n_steps < n_batches
+    else: assert follow.n_steps == (n_batches if bs == 1 else 2*4)
+
+
+def test_the_losses_of_training_are_those_without_an_average():
+    losses = []
+    for cbs in ([], [EMA()]):
+        learn = make_learner(cbs=cbs)
+        set_seed(1)
+        fit(learn, 3)
+        losses.append(learn.recorder.losses)
+    assert losses[0] == losses[1]
+
+
+class Raise(Callback):
+    "Raise an exception at an event of batch or epoch number `n`"
+    order = 20
+    def __init__(self, at, error, n=4):
+        self.at,self.error,self.n,self.seen = at,error,n,0
+        setattr(self, at, self._count)
+
+    def _count(self):
+        self.seen += 1
+        if self.seen == self.n: raise self.error
+
+
+endings = [(at, e, n) for e in (KeyboardInterrupt, RuntimeError('a message'), CancelFitException)
+           for at,n in (('before_batch',5), ('after_pred',5), ('before_step',5), ('after_step',5),
+                        ('before_train',2), ('before_validate',2), ('after_validate',2), ('after_epoch',2))]
+endings += [('after_pred', CancelBatchException, 5), ('before_step', CancelStepException, 5),
+            ('after_step', CancelTrainException, 5), ('before_batch', CancelEpochException, 5),
+            ('before_validate', CancelValidException, 1)]
+
+
+@pytest.mark.parametrize('at,error,n', endings)
+def test_an_interrupted_fit_ends_with_the_average(at, error, n):
+    follow = Follow()
+    ema = EMA()
+    learn = make_learner(cbs=[ema, follow])
+    try: fit(learn, 3, cbs=Raise(at, error, n))
+    except (KeyboardInterrupt, RuntimeError): pass
+    follow.check()
+    assert (ema.n, ema.average, ema.raw) == (0, None, None)
+    fit(learn, 1) # trains again
+    follow.check()
+
+
+def test_the_average_is_complete_however_often_ctrl_c_comes(monkeypatch):
+    "Interrupt each time the callback writes weights, after half of the tensors"
+    n_writes,n = [],0
+    write = EMA._write
+    while n < 8:
+        seen = []
+        def interrupted(self, values, n=n, seen=seen):
+            seen.append(0)
+            if len(seen)-1 != n: return write(self, values)
+            with torch.no_grad():
+                for o,v in list(zip(self._tensors(), values))[:9]: o.copy_(v)
+            raise KeyboardInterrupt
+        monkeypatch.setattr(EMA, '_write', interrupted)
+        follow = Follow()
+        learn = make_learner(cbs=[EMA(), follow])
+        try: fit(learn, 3)
+        except KeyboardInterrupt: n_writes.append(n)
+        follow.check()
+        n += 1
+    assert n_writes == [0,1,2,3,4,5] # three epochs: write the average, and the last weights twice; the end
+
+
+def test_early_stopping_and_the_best_model(tmp_path):
+    "Save the model with the best loss: it is the average of that epoch"
+    saved = {}
+    class Keep(Callback):
+        order = 90
+        def after_epoch(self): saved[self.recorder.values[-1][1]] = moving(self.model)
+    cbs = [EMA(), SaveModelCallback(with_opt=True), EarlyStoppingCallback(patience=1), Keep()]
+    learn = make_learner(cbs=cbs, path=tmp_path)
+    fit(learn, 6, lr=.3)
+    assert 1 < len(saved) and same(moving(learn.model), saved[min(saved)])
+    best = min(saved)
+    with learn.no_bar(): assert learn.validate()[0] == best
+
+
+def test_a_search_for_the_learning_rate_changes_nothing(tmp_path):
+    learn = make_learner(cbs=[EMA(), Follow()], path=tmp_path)
+    fit(learn)
+    before = tensors(learn.model)
+    learn.remove_cb(Follow)
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=7, show_plot=False)
+    assert not changed(learn.model, before)
+    with learn.no_bar(): learn.get_preds()
+    assert not changed(learn.model, before)
+
+
+def test_fine_tuning_with_an_average():
+    "Freeze and unfreeze: each fit has its own average and begins with the one before"
+    follow = Follow()
+    learn = make_learner(cbs=[EMA(), follow, FrozenEncoder()])
+    encoder = moving(learn.model.encoder)
+    ends = []
+    class Ends(Callback):
+        def before_fit(self): ends.append(moving(self.model))
+        def after_fit(self): ends.append(moving(self.model))
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 1e-2, cbs=Ends())
+    assert len(ends) == 4 and same(ends[1], ends[2]) and not same(ends[2], ends[3])
+    assert all(torch.equal(ends[1][f'encoder.{k}'], v) for k,v in encoder.items())
+
+
+def test_an_average_without_validation_and_steps():
+    learn = make_learner(cbs=[EMA(), Follow()])
+    fit(learn, 2, cbs=Raise('before_validate', CancelValidException(), 1))
+    before = tensors(learn.model)
+    fit(learn, 0)
+    assert not changed(learn.model, before)
+    learn = make_learner(cbs=EMA())
+    fit(learn, 2, cbs=Raise('before_train', CancelFitException, 1))
+
+
+def resumable(fname, n, precision='float32', at='after_pred'):
+    "Fine-tune with an average; stop in batch `n`"
+    set_seed(0)
+    learn = make_learner(cbs=[EMA(), ResumeTraining(fname)])
+    precisions[precision](learn)
+    try:
+        with learn.no_bar(), learn.no_logging():
+            learn.fine_tune(3, 1e-2, freeze_epochs=2, cbs=Raise(at, KeyboardInterrupt, n))
+    except KeyboardInterrupt: return None
+    return learn
+
+
+@pytest.mark.parametrize('precision', ['float32','bfloat16','skipped steps'])
+def test_resuming_continues_the_average(tmp_path, precision):
+    "Interrupt in each epoch, and again when resumed; compare the weights and the validation losses"
+    whole = resumable(tmp_path/'whole', 10**9, precision)
+    for n in (3, 14, 26):
+        fname = tmp_path/str(n)
+        assert resumable(fname, n, precision) is None
+        assert n < 14 or resumable(fname, 3, precision) is None # interrupt also after the restart
+        again = resumable(fname, 10**9, precision)
+        assert same(moving(again.model), moving(whole.model)), n
+        assert again.recorder.values == whole.recorder.values and again.ema.raw is None
+
+
+def test_resuming_after_the_last_epoch(tmp_path):
+    whole = resumable(tmp_path/'file', 10**9)
+    again = resumable(tmp_path/'file', 10**9)
+    assert same(moving(again.model), moving(whole.model))
+    with again.no_bar(), again.no_logging():
+        assert again.validate() == whole.validate()
+        again.resume_training.done()
+
+
+@pytest.mark.parametrize('change', [
+    lambda o: o.update(averages=[]), lambda o: o.update(averages=[1]), lambda o: o.update(averages=None),
+    lambda o: o['averages'][0].update(raw=[]), lambda o: o['averages'][0].update(n='text'),
+    lambda o: o['averages'][0]['raw'].pop(), lambda o: o['averages'][0].pop('n'),
+    lambda o: o['averages'][0]['raw'][0].fill_(float('nan')),
+    lambda o: o['averages'][0]['raw'].__setitem__(0, torch.zeros(1))])
+def test_a_damaged_average_is_refused(tmp_path, change):
+    fname = tmp_path/'file'
+    assert resumable(fname, 20) is None
+    state = torch.load(fname, weights_only=True)
+    change(state)
+    torch.save(state, fname)
+    with pytest.raises(ValueError, match='file: .*elete'): resumable(fname, 10**9)

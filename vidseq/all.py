@@ -31,6 +31,7 @@ from vidseq.models.vit import *
 from vidseq.models.timesformer import *
 from vidseq.train.learner import *
 from vidseq.train.amp import *
+from vidseq.train.ema import *
 from vidseq.train.resume import *
 from vidseq.train.distributed import *
 from vidseq.evaluate.intervals import *

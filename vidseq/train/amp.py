@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import unwrap
 
 import torch
-from fastai.vision.all import AMPMode, L, Learner, MixedPrecision, ifnone, patch
+from fastai.vision.all import AMPMode, Callback, L, Learner, MixedPrecision, ifnone, patch
 
 from .learner import data_device, learner_method
 
@@ -64,14 +64,20 @@ def _do_one_batch(self:Learner):
         _fastai_batch(self)
 
 # %% ../../nbs/51_train.amp.ipynb #48431caf
+class EndCallback(Callback):
+    "Call `end_fit` after the last epoch of a fit, also if it is cancelled or interrupted"
+    def end_fit(self): "Do nothing"
+
 _fastai_do_fit = unwrap(Learner._do_fit)
 
 @patch
 @wraps(_fastai_do_fit, assigned=())
 def _do_fit(self:Learner):
-    "Fit, beginning without the gradients of an interrupted fit"
+    "Fit, beginning without the gradients of an interrupted fit, and call `end_fit` however it ends"
     for o in (self.model, self.opt): o.zero_grad()
-    _fastai_do_fit(self)
+    with ExitStack() as ends:
+        for cb in self._grab_cbs(EndCallback): ends.callback(cb.end_fit)
+        _fastai_do_fit(self)
 
 # %% ../../nbs/51_train.amp.ipynb #ab01936e
 class DeviceMixedPrecision(MixedPrecision):

@@ -55,12 +55,12 @@ class ResumeTraining(Callback):
         if self.saved and self.epoch == self.start: self._restore()
 
     def after_epoch(self):
-        "Save the state"
+        "Save the state; load it after the last epoch of a fit that was completed"
         if self.epoch >= self.start: self._save()
+        elif self.start == self.epoch+1 == self.n_epoch: self._restore()
 
     def after_fit(self):
-        "Load the state if all epochs of this fit were completed, and mark the fit as completed"
-        if self._is_interrupted_fit() and self.start == self.n_epoch: self._restore()
+        "Mark the fit as completed"
         self.learn.n_epoch = _CompletedEpochs(self.n_epoch)
 
     def done(self):

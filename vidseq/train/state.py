@@ -15,6 +15,7 @@ from fastai.vision.all import L, TrackerCallback, num_distrib, rank_distrib
 from ..data.clip import rng_states, set_rng_states
 from ..data.splits import clip_paths
 from ..files import atomic_file
+from .ema import EMA
 
 # %% ../../nbs/52_train.state.ipynb #b5828372
 def _model_device(learn): return next(learn.model.parameters()).device
@@ -82,6 +83,13 @@ def _trackers_state(learn):
 def _load_trackers_state(learn, saved):
     for o,state in zip(_trackers(learn), saved): o.best,o.wait = state['best'],state['wait']
 
+def _averages(learn): return [o for o in learn.cbs if isinstance(o, EMA)]
+
+def _averages_state(learn): return [o.average_state() for o in _averages(learn)]
+
+def _load_averages_state(learn, saved):
+    for o,state in zip(_averages(learn), saved): o.load_average(**state)
+
 def _rng_state(learn):
     "Return the random states of all processes"
     own = rng_states(_model_device(learn))
@@ -99,6 +107,7 @@ state_functions = {
     'loaders': (_loaders_state, _load_loaders_state),
     'scaler': (_scaler_state, _load_scaler_state),
     'trackers': (_trackers_state, _load_trackers_state),
+    'averages': (_averages_state, _load_averages_state), # after the model, which has the averages
     'rng': (_rng_state, _load_rng_state)} # last, because loading other parts may draw random numbers
 
 def _names_checksum(dataset):
@@ -158,7 +167,8 @@ def check_progress(progress):
 def check_numbers(saved):
     "Raise `ValueError` for NaN in weights or averages, and for impossible settings of the optimizer"
     averages = [v for o in saved['optimizer']['state'] for v in o.values()]
-    if any(map(_has_nan, [*saved['model'].values(), *averages])): raise ValueError('it contains NaN')
+    raw = [v for o in saved['averages'] for v in o['raw'] or ()]
+    if any(map(_has_nan, [*saved['model'].values(), *averages, *raw])): raise ValueError('it contains NaN')
     hypers = [v for o in saved['optimizer']['hypers'] for v in o.values()]
     if not all(map(math.isfinite, hypers)): raise ValueError('a setting of the optimizer is not finite')
 
@@ -170,7 +180,8 @@ def check_fit(learn, saved):
                       for v in o.values() if isinstance(v, torch.Tensor))
     if len(params) != len(state) or not same_shapes:
         raise ValueError('the averages do not fit the parameters')
-    for k,now in (('loaders', _loaders_state(learn)), ('trackers', _trackers_state(learn))):
+    lists = dict(loaders=_loaders_state(learn), trackers=_trackers(learn), averages=_averages(learn))
+    for k,now in lists.items():
         if len(now) != len(saved[k]): raise ValueError(f'{len(saved[k])} {k}, but there are {len(now)} now')
     if sorted(saved['scaler']) != sorted(_scaler_state(learn)): raise ValueError('the precision differs')
     settings = [sorted(o) for o in saved['optimizer']['hypers']]
