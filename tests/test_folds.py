@@ -1,6 +1,7 @@
 "Check cross-validation folds against a plain Python check and against brute force"
 import itertools
 import random
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 import make_kinds
-from fastai.vision.all import IndexSplitter, no_random
+from fastai.vision.all import IndexSplitter, TensorImage, Transform, no_random
 from vidseq.data.block import VideoDataLoaders
+from vidseq.data.loader import balanced_order, repeat_each
 from vidseq.data.folds import fold_loaders, fold_note, group_folds, pool_items, split_folds
 from vidseq.data.splits import clip_paths
 from vidseq.evaluate.cross_validation import cross_validate
@@ -357,3 +359,136 @@ def test_clips_with_labels_from_a_table(path, clips):
     dls = make_kinds.create(path, clips, [o.parent.name for o in clips], group='^p[0-9]')
     want = cross_validate(train, dls, 3)
     assert sorted(result.table.score) == sorted(want.table.score)
+
+
+# Balanced classes and repeated clips
+
+def test_balanced_orders_have_equal_classes():
+    "Compare with a plain count: classes are equal, and so are the clips of a class, except for rounding"
+    for seed in range(50):
+        rng = random.Random(seed)
+        classes = [rng.choice('aaaaaabbc') for _ in range(rng.randint(1, 60))]
+        n = rng.choice([len(classes), rng.randint(1, 99)])
+        order = balanced_order(classes, n, random.Random(seed))
+        counts = Counter(classes[i] for i in order)
+        assert len(order) == n
+        assert spread([counts[c] for c in set(classes)]) <= 1
+        for c in set(classes): assert spread([order.count(i) for i,o in enumerate(classes) if o == c]) <= 1
+        assert order == balanced_order(classes, n, random.Random(seed))
+    assert len({str(balanced_order('aabb', 4, random.Random(i))) for i in range(20)}) > 5
+
+
+def test_copies_stay_in_one_process():
+    for n,repeats,n_processes in itertools.product(range(1, 9), (1,2,3), (1,2,4)):
+        idxs = repeat_each(list(range(n)), repeats, n_processes)
+        if repeats == 1: assert idxs == list(range(n))
+        else:
+            share = len(idxs)//n_processes # as `DistributedDL` divides them
+            assert len(idxs)%n_processes == 0 and share%repeats == 0
+            assert idxs[::repeats] == idxs[repeats-1::repeats] and set(idxs) == set(range(n))
+            assert len(idxs) < (n+n_processes)*repeats
+
+
+class RandomShift(Transform):
+    "Add a random number to an image"
+    order = 100
+    def encodes(self, x:TensorImage): return x + torch.rand(1)
+
+
+def unequal(kind, path, clips, **kwargs):
+    "Return loaders of 6, 3 and 1 training clips of the classes"
+    some = [*clips[:6], *clips[6:9], clips[12], clips[13]]
+    labels,_ = labels_of_kind(kind, some)
+    return make_kinds.create(path, some, labels, splitter=IndexSplitter([10]), **kwargs)
+
+
+def epoch(dl):
+    "Return the labels of each batch of an epoch"
+    return [y.tolist() for _,y in dl]
+
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_balanced_loaders(path, clips, num_workers):
+    dls = unequal('class', path, clips, balanced=True, bs=3, num_workers=num_workers)
+    for _ in range(4):
+        counts = Counter(l for o in epoch(dls.train) for l in o)
+        assert sum(counts.values()) == 9 and all(2 <= counts[c] <= 4 for c in range(3))
+    assert epoch(dls.valid) == [[2]] and len(dls.valid) == 1
+    plain = dls.train.new(shuffle=False, drop_last=False)
+    assert Counter(l for o in epoch(plain) for l in o) == {0: 6, 1: 3, 2: 1}
+    assert dls.train.new().balanced and fold_loaders(dls, range(10), [10]).train.balanced
+
+
+def test_epochs_follow_the_generator_of_the_loader(path, clips):
+    "Compare the indices of an epoch with the pure functions"
+    dls = unequal('class', path, clips, balanced=True, repeats=2, bs=4)
+    state = dls.train.rng.getstate()
+    classes = [int(y) for _,y in dls.train_ds]
+    for _ in range(3):
+        rng = random.Random()
+        rng.setstate(dls.train.rng.getstate())
+        want = [i for i in balanced_order(classes, 10, rng) for _ in range(2)]
+        assert dls.train.get_idxs() == want
+    dls.train.rng.setstate(state)
+    first = epoch(dls.train)
+    dls.train.rng.setstate(state)
+    assert epoch(dls.train) == first and len(first) == len(dls.train) == 5
+
+
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_repeated_clips_have_independent_transforms(path, clips, num_workers):
+    dls = unequal('class', path, clips, repeats=3, bs=6, num_workers=num_workers)
+    assert (len(dls.train), dls.train.drop_last) == (5, True)
+    dls.train.after_item.add(RandomShift())
+    seen = Counter()
+    for x,y in dls.train:
+        assert y[::3].equal(y[1::3]) and y[::3].equal(y[2::3])
+        shifts = [round(float(o), 6) for o in x[0].reshape(6, -1).max(1).values]
+        assert len(set(shifts)) == 6
+        seen.update(y.tolist())
+    assert seen == {0: 18, 1: 9, 2: 3}
+    assert len(epoch(dls.valid)) == 1
+
+
+def test_default_batches_hold_all_copies(path, clips):
+    dls = make_kinds.create(path, clips, [o.parent.name for o in clips], repeats=2, bs=None)
+    assert dls.train.bs == 2 and len(dls.train) == len(dls.train_ds)
+    with pytest.raises(ValueError, match='bs=5: not a multiple of repeats=2'):
+        make_kinds.create(path, clips, [o.parent.name for o in clips], repeats=2, bs=5)
+    for o in (0, 1.5, '2'):
+        with pytest.raises(ValueError, match='not a number of copies'):
+            make_kinds.create(path, clips, [o.parent.name for o in clips], repeats=o)
+
+
+def test_several_labels_balance_the_rarest(path, clips):
+    dls = unequal('classes', path, clips, balanced=True, bs=3)
+    dl = dls.train
+    rare = [min(set(o.nonzero().flatten().tolist())-{0}) for _,o in dl.dataset] # class 0 is 'all'
+    for _ in range(3): assert spread(Counter(rare[i] for i in dl.get_idxs()).values()) <= 1
+    with pytest.raises(ValueError, match='balanced=True: the labels are not classes'):
+        unequal('numbers', path, clips, balanced=True)
+
+
+def test_bad_clips_are_replaced_in_balanced_epochs(path, clips, tmp_path, capsys):
+    for o in clips[:4] + clips[6:10]: shutil.copytree(o, tmp_path/o.parent.name/o.name)
+    options = make_kinds.settings | dict(bs=4, balanced=True, repeats=2, skip_bad=True)
+    dls = VideoDataLoaders.from_folder(tmp_path, splitter=IndexSplitter([3,7]), **options)
+    bad = dls.train_ds.items[1]
+    shutil.rmtree(bad)
+    ys = [l for _ in range(3) for o in epoch(dls.train) for l in o]
+    assert Counter(ys) == {0: 18, 1: 18} and bad.name in capsys.readouterr().out
+
+
+def test_processes_divide_balanced_epochs(path, clips, monkeypatch):
+    "Check the batches of each of two processes, without starting them"
+    distributed = pytest.importorskip('fastai.distributed')
+    monkeypatch.setattr('vidseq.data.loader.num_distrib', lambda: 2)
+    monkeypatch.setattr(distributed.DistributedDL, '_broadcast', lambda self, t, rank: t)
+    dls = unequal('class', path, clips, balanced=True, repeats=2, bs=2)
+    state,batches = dls.train.rng.getstate(),[]
+    for rank in range(2):
+        dls.train.rng.setstate(state)
+        batches.append(epoch(distributed.DistributedDL(dls.train, rank, 2)))
+    assert [len(o) for o in batches] == [5,5]
+    assert all(a == b for o in batches for a,b in o)
+    assert sorted(Counter(a for o in batches for a,_ in o).values()) == [3,3,4]

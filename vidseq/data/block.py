@@ -16,7 +16,7 @@ from .checks import as_paths, call_label_func, check_batch_size, check_clips
 from .checks import check_full_batch, default_batch_size, split_clips
 from .labels import LabelGetter, block_vocab, check_vocab, choose_kind, label_block, labels_text
 from .labels import plain_value, read_labels
-from .loader import ClipDL, check_skip_bad, get_clips, readable_first
+from .loader import ClipDL, check_dl_type, check_repeats, get_clips, readable_first
 from .samplers import spread_frames
 from .show import show_batch as show_batch # the import makes fastai show clips as strips
 from .rules import SplitRule, split_rule
@@ -127,7 +127,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     _check_loader_options(kwargs, is_table)
     paths = L(paths)
     where = where or paths.__getitem__
-    check_skip_bad(skip_bad, kwargs.get('dl_type'))
+    check_dl_type(kwargs | dict(skip_bad=skip_bad), kwargs.get('dl_type'))
     check_clips(paths, path, where, pattern, skip_bad)
     labels,kind,block = _choose_labels(labels, y_block, where)
     classes = labels if kind in ('class','classes') else None
@@ -136,7 +136,8 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     splits = split_clips(rule, paths, classes, where, missing_ok)
     block = _finish_block(block, kind, [labels[i] for split in splits for i in split], vocab)
     if is_table: print(labels_text(kind, block))
-    if bs is None: bs = default_batch_size(len(splits[0]), largest_bs)
+    repeats = check_repeats(kwargs.get('repeats', 1))
+    if bs is None: bs = default_batch_size(len(splits[0]), largest_bs, repeats)
     size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
     clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern, _fill_cache(cache, paths, size))
     if skip_bad: splits = readable_first(splits, paths, compose(*clip_block.type_tfms))

@@ -117,8 +117,9 @@ def check_full_batch(dls):
     raise ValueError(f'bs={dls.train.bs} is larger than the {len(dls.train_ds)} training clips. '
                      'Give a smaller `bs`: training uses full batches only.')
 
-def default_batch_size(n_clips, largest):
-    "Return `largest`, or fewer clips if an epoch would have less than four batches"
+def default_batch_size(n_clips, largest, repeats=1):
+    "Return `largest`, or fewer clips if an epoch would have less than four batches; a multiple of `repeats`"
     bs = min(largest, max(n_clips//4, min(n_clips, 2)))
+    bs = max(bs//repeats, 1)*repeats
     if bs < largest: print(f'Batch size {bs}, because there are {n_clips} training clips.')
     return bs
