@@ -25,7 +25,7 @@ def interval_text(scores, interval):
 def difference_text(scores, difference # `Difference`
                    )->str:
     "Return a difference of main scores, as `12 points (4 to 19)`"
-    def number(o): return f'{100*o:.0f}' if scores.higher_is_better else f'{o:.2g}'
+    def number(o): return (f'{100*o:.0f}' if scores.higher_is_better else f'{o:.2g}').replace('-', '−')
     unit = ' points' if scores.higher_is_better else ''
     bounds = '' if difference.low is None else f' ({number(difference.low)} to {number(difference.high)})'
     return f'{number(difference.value)}{unit}{bounds}'
@@ -123,8 +123,8 @@ def _advise_small_classes(study):
     small = small_classes(study.scores, least)
     if small:
         verb = 'has' if len(small) == 1 else 'have'
-        yield (f'{count_text(len(small), "class").replace("classs", "classes")} {verb} fewer than {least} '
-               f'scored videos: {preview_list(small)}.', 'Their scores are mostly noise. Add videos of them, '
+        yield (f'{len(small)} of {len(study.scores.vocab)} classes {verb} fewer than {least} scored videos '
+               f'({preview_list(small)}).', 'Their scores are mostly noise. Add videos of them, '
                'from several groups, or merge classes.')
 
 def _advise_pairs(study):

@@ -37,7 +37,7 @@ def _said(scores, i):
     label,prediction,detail = map(printable, scores.describe(i))
     right = None if scores.right is None else bool(scores.right[i])
     cls,sign = {True: ('good','✓ '), False: ('bad','✗ '), None: (None,'')}[right]
-    return Span(B(f'{sign}{prediction}', cls=cls), f' {detail}'), Span('label: ', B(label))
+    return Span('predicted: ', B(f'{sign}{prediction}', cls=cls), f' {detail}'), Span('label: ', B(label))
 
 def _probability(scores, i):
     "Return the probability of the label of a wrong prediction"
@@ -55,17 +55,18 @@ def _neighbors(study, player, i, source):
     found = [o for o in found if o is not None]
     return (P('Most similar training clips'), Div(*found, cls='near')) if found else ()
 
-def _clip(study, player, i, source):
+def _card(study, player, i, source):
     "Return a clip with what was predicted, and its most similar training clips; None if the page is full"
     scores,path = study.scores,study.scores.paths[i]
     label,prediction,_ = scores.describe(i)
     picture = player(source(path), f'clip of {label}, predicted {prediction}')
     if picture is None: return None
+    near = () if scores.right is not None and scores.right[i] else _neighbors(study, player, i, source)
     caption = Figcaption(*_said(scores, i), _probability(scores, i), Small(printable(Path(str(path)).name)))
-    return Div(Figure(picture, caption), *_neighbors(study, player, i, source), cls='clip')
+    return Div(Figure(picture, caption), *near, cls='clip')
 
 def _card_grid(study, player, idxs, source):
-    found = (_clip(study, player, i, source) for i in idxs)
+    found = (_card(study, player, i, source) for i in idxs)
     return Div(*[o for o in found if o is not None], cls='clips')
 
 def clip_sections(study, n_clips, source):
@@ -76,8 +77,8 @@ def clip_sections(study, n_clips, source):
     n_wrong = int((wrongness(scores) > 0).sum())
     numbers = scores.kind == 'numbers'
     titles = ('Largest errors','Smallest errors') if numbers else ('Errors','Correct predictions')
-    shares = f'{n_wrong} of {count_text(len(scores.targs), "video")}'
-    note = '' if numbers else f'{shares}, the most certain errors first.'
+    note = f'{n_wrong} of {count_text(len(scores.targs), "video")}, the most certain errors first.'
+    if numbers: note = 'Predictions and labels that differ most.'
     grids = [_card_grid(study, player, o, source) for o in (wrong, right)]
     return [(o, title, body) for o,title,body,idxs in (
         ('errors', titles[0], (P(note, cls='soft'), grids[0]), wrong),

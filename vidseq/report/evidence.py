@@ -102,7 +102,7 @@ def small_classes(scores, least:int # Number of videos
     if scores.kind == 'numbers': return []
     table = scores.per_class()
     table = table[table.videos < least].sort_values('videos', kind='stable')
-    return [f'{name} ({n})' for name,n in zip(table.label, table.videos)]
+    return [f'{name}: {n}' for name,n in zip(table.label, table.videos)]
 
 def wrongness(scores # `Scores`
              ): # N values

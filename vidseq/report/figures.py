@@ -10,6 +10,7 @@ import base64, io
 
 from fastai.vision.all import plt
 from fastcore.xml import Div, Img, Span, ft
+from matplotlib.ticker import MaxNLocator
 
 from ..data.clip import ImageTupleTfm, animation_url
 from ..data.show import plot_text
@@ -47,12 +48,16 @@ def curve_quantities(contenders):
     names = [k for o in contenders for k in o.curves or ()]
     return list(dict.fromkeys(o.split()[-1] for o in names))
 
-def draw_curves(contenders, quantity:str # For example `'accuracy'`
+def draw_curves(contenders, # Of a `Study`
+                quantity:str, # For example `'accuracy'`
+                chance:float=None, # Value of chance
                ):
     "Plot the curves of one quantity of all contenders"
-    fig,ax = plt.subplots(figsize=(6,3.6))
+    fig,ax = plt.subplots(figsize=(5.4,3.6))
     shown = [o for o in contenders if o.curves]
     for i,o in enumerate(shown): _draw_lines(ax, o, quantity, _line_colors[i%len(_line_colors)])
+    if chance is not None: ax.axhline(chance, color='gray', ls=':', label='chance')
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel=shown[0].curve_x, ylabel=quantity)
     ax.legend(fontsize=8)
     return fig
@@ -85,30 +90,33 @@ def share_bar(value:float, # From 0 to 1
 # %% ../../nbs/81_report.figures.ipynb #ca24b770
 class ClipPlayer:
     "Read clips as images that play, up to `max_bytes` in total"
+    size = 128 # short side in pixels
     def __init__(self,
                  pattern:str=None, # Pattern of the file names in folders of frames
                  n_frames:int=12, # Frames of each clip
                  fps:float=8, # Frames per second
                  max_bytes:int=3_000_000, # Total length of the images
                 ):
-        self.read,self.fps,self.left = ImageTupleTfm(n_frames, pattern=pattern),fps,max_bytes
+        self.read = ImageTupleTfm(n_frames, size=self.size, pattern=pattern)
+        self.fps,self.left = fps,max_bytes
 
     def __call__(self, clip, # Path of a video or folder of frames
                  alt:str, # Alternative text
-                 size:int=128, # Short side in pixels
+                 size:int=None, # Short side in pixels; default: `self.size`
                 ): # None if the limit is reached
         "Return a clip as an image, or a message if it cannot be read"
         if self.left <= 0: return None
         try: frames = self.read(clip)
         except VideoError as e: return Span(printable(e), cls='bad')
-        return self._picture(frames, printable(alt), size)
+        return self._picture(frames, printable(alt), size or self.size)
 
     def _picture(self, frames, alt, size):
+        width,height = frames[0].size
+        size = max(min(size, 4*size*min(width, height)//max(width, height)), 1) # limits the long side
         middle = len(frames)//2
         still = animation_url(frames[middle:middle+1], self.fps, size)
         src = animation_url(frames, self.fps, size)
         self.left -= len(src)+len(still)
-        width,height = frames[0].size
         img = Img(src=src, alt=alt, loading='lazy', width=width, height=height)
         calm = ft('source', srcset=still, media='(prefers-reduced-motion: reduce)', void_=True)
         return ft('picture', calm, img)

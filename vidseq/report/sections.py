@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/81_report.sections.ipynb #739b68bb
 from functools import partial
 
-from fastcore.xml import B, Code, Details, Div, H3, Li, Ol, P, Pre, Small, Summary, Table, Td, Th, Tr
+from fastcore.xml import B, Code, Details, Div, H3, Li, Ol, P, Pre, Small, Span, Summary, Table, Td, Th, Tr
 
 from ..data.clip import clip_tfm
 from ..evaluate.metrics import score_titles
@@ -18,9 +18,10 @@ from .evidence import chance_level, score_difference
 from .figures import curve_quantities, draw_curves, interval_bar, plot_image, share_bar
 
 # %% ../../nbs/81_report.sections.ipynb #496aec6e
-def _scrolling_table(columns, rows):
-    "Return a table that scrolls in its own container"
-    return Div(Table(Tr(*[Th(o, scope='col') for o in columns]), *rows), cls='scroll', tabindex=0)
+def _scrolling_table(title, columns, rows):
+    "Return a table that scrolls in its own container, also by keyboard"
+    table = Table(Tr(*[Th(o, scope='col') for o in columns]), *rows)
+    return Div(table, cls='scroll', role='region', aria_label=title, tabindex=0)
 
 def _section(name, title, *body):
     "Return the name of a section, its title and its content"
@@ -34,18 +35,23 @@ def _params_text(n):
     if n is None: return ''
     return f'{n/1e6:.1f} M' if n >= 1e5 else f'{n/1e3:.1f} k'
 
+def _gain_text(study, contender):
+    "Return by how much a contender is better than the simplest"
+    if study.simplest is None: return ''
+    if study.simplest == contender.name: return 'simplest'
+    difference = score_difference(contender.scores, study.base.scores)
+    return difference and difference_text(contender.scores, difference)
+
 def _model_row(study, contender, chance, largest):
     "Return the row of a contender: score, interval, difference to the simplest, training"
     scores,interval = contender.scores,contender.scores.interval()
     shown = 'no interval' if interval is None else interval_text(scores, interval)
-    gain = ''
-    if study.simplest not in (None, contender.name):
-        difference = score_difference(scores, study.base.scores)
-        gain = difference and difference_text(scores, difference)
-    return Tr(Td(printable(contender.name), Small(printable(contender.started_from))),
+    badge = (' ',Span('best', cls='badge')) if contender.name == study.best else ()
+    return Tr(Td(printable(contender.name), *badge, Small(printable(contender.started_from))),
               Td(scores.score_text(), Small(shown)),
               Td(interval_bar(scores.score, interval, chance, largest)),
-              Td(gain), Td(_seconds_text(contender.seconds)), Td(_params_text(contender.params)),
+              Td(_gain_text(study, contender)), Td(_seconds_text(contender.seconds)),
+              Td(_params_text(contender.params)),
               cls='best' if contender.name == study.best else None)
 
 def _largest(study, chance):
@@ -56,11 +62,14 @@ def _largest(study, chance):
 def models_section(study):
     chance = chance_level(study.scores)
     title = score_titles[study.scores.metric]
-    columns = 'model',title,'','better than the simplest','training','parameters'
-    rows = [_model_row(study, o, chance.score, _largest(study, chance.score)) for o in study.contenders]
+    largest = _largest(study, chance.score)
+    scale = f'0 to {value_text(study.scores, largest)}'
+    columns = 'model',title,scale,'better than the simplest','training','parameters'
+    rows = [_model_row(study, o, chance.score, largest) for o in study.contenders]
     dashed = f'{printable(chance.how)}, {value_text(study.scores, chance.score)}'
     note = f'Below the {title}: its 95% interval. Dashed: {dashed}.'
-    return _section('models', 'Models', _scrolling_table(columns, rows), P(note, cls='soft'))
+    if study.corrected: note += ' Not corrected for the choice of the best, unlike the score at the top.'
+    return _section('models', 'Models', _scrolling_table('models', columns, rows), P(note, cls='soft'))
 
 def time_section(study):
     "Return the table of scores with frames in another order"
@@ -70,15 +79,17 @@ def time_section(study):
     note = ('A model that uses time scores less if the frames of each clip are reversed or shuffled, or if '
             'one frame is repeated.')
     return _section('time', 'Use of time', P(note, cls='soft'),
-                    _scrolling_table(['model', *shown[0].time.index], map(row, shown)))
+                    _scrolling_table('use of time', ['model', *shown[0].time.index], map(row, shown)))
 
 def curves_section(study):
     found = curve_quantities(study.contenders)
     if not found: return None
+    metric,chance = study.scores.metric,chance_level(study.scores).score
     def plot(o):
-        return plot_image(partial(draw_curves, study.contenders, o), f'{o} of the models during training')
-    return _section('curves', 'Learning curves', P('Dashed: on the training clips.', cls='soft'),
-                    Div(*map(plot, found), cls='row'))
+        draw = partial(draw_curves, study.contenders, o, chance if o == metric else None)
+        return plot_image(draw, f'{o} of the models during training')
+    note = P('Dashed: on the training clips. Solid: on held-out clips.', cls='soft')
+    return _section('curves', 'Learning curves', note, Div(*map(plot, found), cls='row'))
 
 def _score_plot(contender):
     scores = contender.scores
@@ -87,8 +98,8 @@ def _score_plot(contender):
 def plots_section(study):
     "Return the confusion matrix, or what the kind of labels has instead, of the best model and of others"
     others = [o for o in study.contenders if o.name != study.best]
-    more = Details(Summary('The other models'),
-                   *[Div(H3(printable(o.name)), _score_plot(o)) for o in others]) if others else ''
+    plots = Div(*[Div(H3(printable(o.name)), _score_plot(o)) for o in others], cls='row')
+    more = Details(Summary('The other models'), plots) if others else ''
     title = study.scores.plot_title
     title = title[0].upper()+title[1:]
     return _section('confusion', title, P(printable(study.best)), _score_plot(study.winner), more)
@@ -106,9 +117,10 @@ def classes_section(study, n=20):
     if columns[2] != 'mae': table = table.sort_values(columns[2], kind='stable')
     rows = [Tr(*[_cell(k, row[k]) for k in columns]) for _,row in table.iterrows()]
     heads = [o.replace('_', ' ') for o in columns]
-    rest = Details(Summary(f'{len(rows)-n} more'), _scrolling_table(heads, rows[n:])) if len(rows) > n else ''
+    more = _scrolling_table('more classes', heads, rows[n:])
+    rest = Details(Summary(f'{len(rows)-n} more'), more) if len(rows) > n else ''
     return _section('classes', 'Each number' if study.scores.kind == 'numbers' else 'Each class',
-                    _scrolling_table(heads, rows[:n]), rest)
+                    _scrolling_table('classes', heads, rows[:n]), rest)
 
 def advice_section(study):
     "Return what to do next, with commands to copy"

@@ -28,7 +28,8 @@ img { max-width: 100%; height: auto; display: block }
 .soft, small { color: var(--soft) }
 .good { color: var(--good) }
 .bad { color: var(--bad) }
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0 }
+nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0 }
+nav li { margin: .2rem 0 }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; width: 100% }
 td, th { padding: .4rem .8rem .4rem 0; text-align: right; vertical-align: top;
@@ -38,12 +39,15 @@ td:first-child, th:first-child { text-align: left; white-space: normal; min-widt
 td small { display: block }
 tr.best td { font-weight: 600 }
 tr.best small { font-weight: 400 }
+.badge { font-size: .75rem; color: var(--ground); background: var(--good); border-radius: .3rem;
+  padding: .1rem .4rem; white-space: nowrap }
 svg { display: block; margin-left: auto }
 svg .track { fill: var(--line) }
 svg .span, svg .dot { fill: var(--good) }
 svg .span { opacity: .45 }
 svg .chance { stroke: var(--bad); stroke-width: 2; stroke-dasharray: 3 2 }
-.card { background: #fff; padding: .5rem; border-radius: .4rem; border: 1px solid var(--line) }
+.card { width: fit-content; max-width: 100%; background: #fff; padding: .5rem; border-radius: .4rem;
+  border: 1px solid var(--line) }
 .wide img { max-width: none }
 .row { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)) }
 .clips { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)) }
@@ -62,10 +66,18 @@ code { font: .9rem ui-monospace,monospace; user-select: all }
 li { margin: .5rem 0 }
 summary { cursor: pointer; margin: .8rem 0 }
 footer { margin-top: 3rem; font-size: .85rem; color: var(--soft) }
+@media screen and (max-width: 30rem) {
+  .verdict { font-size: 1.1rem }
+  table { font-size: .9rem }
+  td, th { padding-right: .6rem }
+  td:first-child, th:first-child { min-width: 6.5rem }
+}
 @media print {
   body { max-width: none; font-size: 10pt; padding: 0 }
   nav { display: none }
-  .clip, .card, tr, li, .verdict { break-inside: avoid }
+  .clip, .card, .row > div, tr, li, .verdict { break-inside: avoid }
+  .card img { max-height: 11cm; width: auto }
+  .row { grid-template-columns: 1fr 1fr }
   h2, h3 { break-after: avoid }
   .scroll { overflow: visible }
   .wide img { max-width: 100% }
