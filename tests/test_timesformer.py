@@ -18,7 +18,8 @@ from vidseq.datasets.shapes import moving_shapes
 from vidseq.deploy.export import export_onnx, export_program
 from vidseq.models.frame_models import clip_splitter
 from vidseq.models.timesformer import small_timesformer, TimeSformer
-from vidseq.models.vit import (DividedBlock, JointBlock, layer_splitter, load_timesformer, PaperBlock,
+from vidseq.models.layer_groups import layer_splitter
+from vidseq.models.vit import (DividedBlock, JointBlock, load_timesformer, PaperBlock,
                                SpaceBlock, TimeSformerViT)
 from vidseq.report.compare import epochs_for
 from vidseq.train.learner import video_learner
@@ -280,7 +281,7 @@ def test_groups(image_model):
     groups = layer_splitter(model)
     ids = [id(p) for g in groups for p in g]
     assert len(groups) == 5 and len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
-    assert [len(g) for g in clip_splitter(model)] == [len(ids)-2, 2]
+    assert [len(g) for g in clip_splitter(model)] == [len(ids)-2, 2] and len(groups[-1]) == 2
 
 
 def test_weights_of_images(tmp_path):

@@ -9,17 +9,21 @@ from fastai.vision.all import (Adam, Callback, CancelBatchException, CancelEpoch
                                CancelValidException, CrossEntropyLossFlat, DataLoader, DataLoaders,
                                EarlyStoppingCallback, GradientAccumulation, OptimWrapper, SaveModelCallback,
                                nn, set_seed)
+from torchvision import models as tv
+from torchvision.models import video
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vidseq.models.conv3d import Conv3dModel
-from vidseq.models.encoders import small_cnn
-from vidseq.models.frame_models import RNNModel, SimpleModel
+from vidseq.models.conv3d import Conv3dModel, VideoModel
+from vidseq.models.encoders import ViTEncoder, small_cnn
+from vidseq.models.frame_models import ConvLSTMModel, RNNModel, SimpleModel, clip_splitter
+from vidseq.models.layer_groups import layer_groups, layer_splitter
 from vidseq.models.timesformer import small_timesformer
 from vidseq.models.vit import TimeSformerViT
 from vidseq.train.amp import to_amp
 from vidseq.train.ema import EMA, ema_decay
 from vidseq.train.frozen import FrozenEncoder
 from vidseq.train.learner import video_learner
+from vidseq.train.rates import layer_lrs
 from vidseq.train.resume import ResumeTraining
 
 n_clips,size = 12,16
@@ -424,3 +428,123 @@ def test_a_damaged_average_is_refused(tmp_path, change):
     change(state)
     torch.save(state, fname)
     with pytest.raises(ValueError, match='file: .*elete'): resumable(fname, 10**9)
+
+
+# Learning rates of layers
+
+class OwnEncoder(nn.Module):
+    "Share a layer between two blocks, and have a parameter and a norm of its own"
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 8))
+        self.first,self.norm = nn.Linear(3, 8),nn.LayerNorm(8)
+        shared = nn.Linear(8, 8)
+        self.blocks = nn.Sequential(*(nn.Sequential(shared, nn.Linear(8, 8)) for _ in range(2)))
+
+    def forward(self, x):
+        return self.norm(self.blocks(self.first(x.mean(dim=(2,3))) + self.token))
+
+
+def simple(arch): return partial(SimpleModel, arch, 2, pretrained=False)
+
+
+def vit_encoder(): return ViTEncoder(tv.VisionTransformer(32, 8, 3, 2, 16, 32))
+
+
+group_models = { # model, number of groups of the encoder
+    'resnet18': (simple(tv.resnet18), 5), 'resnet50': (simple(tv.resnet50), 5),
+    'convnext': (simple(tv.convnext_tiny), 5), 'swin': (simple(tv.swin_t), 5),
+    'vit': (lambda: simple(vit_encoder())(), 4), 'vgg': (simple(tv.vgg11_bn), 8),
+    'densenet': (simple(tv.densenet121), 5), 'mobilenet': (simple(tv.mobilenet_v3_small), 12),
+    'efficientnet': (simple(tv.efficientnet_b0), 8), 'regnet': (simple(tv.regnet_x_400mf), 5),
+    'squeezenet': (simple(tv.squeezenet1_1), 9),
+    'small': (simple(small_cnn), 4), 'rnn': (partial(RNNModel, small_cnn, 2, pretrained=False), 4),
+    'convlstm': (partial(ConvLSTMModel, tv.resnet18, 2, pretrained=False), 5),
+    '3d': (partial(Conv3dModel, 2), 4), 'r3d': (partial(VideoModel, video.r3d_18, 2, pretrained=False), 5),
+    's3d': (partial(VideoModel, video.s3d, 2, pretrained=False), None),
+    'mvit': (partial(VideoModel, video.mvit_v2_s, 2, pretrained=False), 17),
+    'swin3d': (partial(VideoModel, video.swin3d_t, 2, pretrained=False), 5),
+    'timesformer_vit': (small_vit, 2), 'timesformer': (partial(small_timesformer, 2), 3),
+    'own': (lambda: SimpleModel(OwnEncoder(), 2, pretrained=False), 3)}
+timm_models = {
+    'test_vit': None, 'test_convnext': None, 'test_resnet': None, 'test_efficientnet': None,
+    'test_byobnet': None, 'resnet18': 5, 'vit_tiny_patch16_224': 13, 'convnext_atto': 5,
+    'swin_tiny_patch4_window7_224': 5, 'efficientnet_lite0': None, 'mobilenetv3_small_050': None}
+
+
+def check_groups(model, n):
+    groups = layer_groups(model)
+    ids = [id(p) for ps in groups.values() for p in ps]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters()) # each once
+    first = next(model.encoder.parameters())
+    assert list(groups)[-1] == 'head' and all(groups.values()) and len(groups) > 2
+    assert any(first is p for ps in list(groups.values())[:1] for p in ps) or 'stem' in groups
+    if n: assert len(groups) == n+1, list(groups)
+    assert [id(p) for ps in layer_splitter(model) for p in ps] == ids
+    assert {id(p) for p in groups['head']} <= {id(p) for p in clip_splitter(model)[1]}
+
+
+@pytest.mark.parametrize('name', group_models)
+def test_groups_of_layers(name):
+    create,n = group_models[name]
+    check_groups(create(), n)
+
+
+@pytest.mark.parametrize('name', timm_models)
+def test_groups_of_timm_networks(name):
+    "Compare with timm's order of layers; maps for a ConvLSTM have their own wrapper"
+    timm = pytest.importorskip('timm')
+    from timm.models import group_parameters
+    model = SimpleModel(name, 2, pretrained=False)
+    check_groups(model, timm_models[name])
+    net = model.encoder.module
+    layers = group_parameters(net, net.group_matcher(coarse=True), reverse=True)
+    own = {id(p): k for k,p in net.named_parameters()}
+    groups = layer_splitter(model)[:-1]
+    found = [{layers[own[id(p)]] for p in o} for o in groups]
+    assert found[:-1] == [{i} for i in range(len(groups)-1)]
+    assert found[-1] in ({len(groups)-1}, {len(groups)-1, len(groups)}) # with a final norm
+    if name.startswith('test_resnet'): check_groups(ConvLSTMModel(name, 2, pretrained=False), None)
+    assert timm.is_model(name)
+
+
+@pytest.mark.parametrize('name', ['small','rnn','3d','timesformer_vit','timesformer','own'])
+def test_training_with_groups_of_layers(name):
+    "Freeze all but the head, unfreeze, fine-tune, and train with a learning rate per group"
+    create = partial(small_timesformer, 2, image_size=size, num_frames=2) if name == 'timesformer' \
+        else group_models[name][0]
+    learn = make_learner(create, splitter=layer_splitter, cbs=FrozenEncoder())
+    groups = layer_groups(learn.model)
+    before = {k: [p.detach().clone() for p in ps] for k,ps in groups.items()}
+    def moved(): return [k for k,ps in groups.items() if not all(map(torch.equal, ps, before[k]))]
+    learn.freeze()
+    fit(learn)
+    assert moved() == ['head']
+    learn.unfreeze()
+    lrs = layer_lrs(learn, 1e-2, .5)
+    assert list(lrs) == pytest.approx([1e-2*.5**i for i in reversed(range(len(groups)))])
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lrs)
+    assert moved() == list(groups)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+
+
+def test_each_group_moves_by_its_rate():
+    "Compare one step of SGD with the gradients times the learning rates"
+    from fastai.vision.all import SGD
+    learn = make_learner(splitter=layer_splitter, opt_func=SGD)
+    lrs,seen = learn.layer_lrs(.1, .5),[]
+    class Watch(Callback):
+        def before_step(self):
+            groups = layer_groups(self.model).values()
+            seen.append([(p, p.detach() - lr*p.grad) for lr,ps in zip(lrs, groups, strict=True) for p in ps])
+        def after_step(self):
+            for p,want in seen.pop(): torch.testing.assert_close(p.detach(), want)
+    fit(learn, lr=lrs, wd=0, cbs=Watch())
+
+
+def test_a_model_without_encoder_is_one_group():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2*3*size*size, 2))
+    model.forward = lambda x: model[1](torch.stack(tuple(x), 1).flatten(1))
+    learn = make_learner(lambda: model, splitter=layer_splitter)
+    learn.create_opt()
+    assert len(learn.opt.param_lists) == 1 and list(learn.layer_lrs(1.)) == [1.]

@@ -29,9 +29,11 @@ from vidseq.models.frame_models import *
 from vidseq.models.conv3d import *
 from vidseq.models.vit import *
 from vidseq.models.timesformer import *
+from vidseq.models.layer_groups import *
 from vidseq.train.learner import *
 from vidseq.train.amp import *
 from vidseq.train.ema import *
+from vidseq.train.rates import *
 from vidseq.train.resume import *
 from vidseq.train.distributed import *
 from vidseq.evaluate.intervals import *

@@ -14,6 +14,7 @@ from fastai.vision.all import DataLoaders, Normalize, Pipeline, get_c, nn, train
 
 from ..data.block import NormalizeInPlace
 from ..models.frame_models import clip_splitter
+from ..models.layer_groups import layer_splitter
 from ..models.pretrained import pretrained_stats
 
 # %% ../../nbs/50_train.checks.ipynb #ab2d1700
@@ -51,7 +52,7 @@ def model_splitter(model, splitter):
     """Return `splitter`, or `trainable_params` for a model of your own without an `encoder` to freeze
 
     Raise `ValueError` if `model` is an image network, which does not accept clips."""
-    if splitter is not clip_splitter or hasattr(model, 'encoder'): return splitter
+    if splitter not in (clip_splitter, layer_splitter) or hasattr(model, 'encoder'): return splitter
     if not type(model).__module__.startswith(_image_modules): return trainable_params
     raise ValueError(f'model: {type(model).__name__} has no `encoder`. Give an image network as arch: '
                      '`video_learner(dls, SimpleModel, arch=…)`.')
