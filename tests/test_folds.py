@@ -3,11 +3,14 @@ import itertools
 import random
 import shutil
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn import metrics
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 import make_kinds
@@ -17,6 +20,9 @@ from vidseq.data.loader import balanced_order, repeat_each
 from vidseq.data.folds import fold_loaders, fold_note, group_folds, pool_items, split_folds
 from vidseq.data.splits import clip_paths
 from vidseq.evaluate.cross_validation import cross_validate
+from vidseq.evaluate.intervals import statistic_interval
+from vidseq.evaluate.kinds import LabelScores, NumberScores
+from vidseq.evaluate.metrics import ClassScores
 from vidseq.evaluate.scores import evaluate
 
 
@@ -492,3 +498,87 @@ def test_processes_divide_balanced_epochs(path, clips, monkeypatch):
     assert [len(o) for o in batches] == [5,5]
     assert all(a == b for o in batches for a,b in o)
     assert sorted(Counter(a for o in batches for a,_ in o).values()) == [3,3,4]
+
+
+# Intervals
+
+def percentiles(values): return np.percentile(values, [2.5,97.5])
+
+
+def resample(groups, n=200):
+    "Yield the weights of the clips in bootstrap samples of groups, as `statistic_interval` draws them"
+    names,ids = np.unique(groups, return_inverse=True)
+    shares = np.full(len(names), 1/len(names))
+    yield from np.random.default_rng(0).multinomial(len(names), shares, size=n)[:,ids]
+
+
+def resample_means(groups, n=10000):
+    "Yield the weights of the clips in bootstrap samples of groups, as `group_interval` draws them"
+    names,ids = np.unique(groups, return_inverse=True)
+    for drawn in np.random.default_rng(0).integers(len(names), size=(n,len(names))):
+        yield np.bincount(drawn, minlength=len(names))[ids]
+
+
+@pytest.fixture
+def fewer_samples(monkeypatch):
+    "Draw 200 bootstrap samples for statistics that scikit-learn computes slowly"
+    for o in ('kinds','metrics'):
+        monkeypatch.setattr(f'vidseq.evaluate.{o}.statistic_interval', partial(statistic_interval, n=200))
+
+
+@pytest.fixture(scope='module')
+def groups(): return [f'g{i%9}' for i in range(40)]
+
+
+def test_intervals_of_several_labels_equal_scikit_learn(groups, fewer_samples):
+    rng = np.random.default_rng(1)
+    probs,labels = rng.random((40,3)).round(1),rng.random((40,3)) < [.5,.3,.05]
+    scores = LabelScores(torch.tensor(probs), torch.tensor(labels).float(), list('abc'), range(40), groups)
+    weights = list(resample(groups))
+    def mean_precision(w):
+        present = (w[:,None]*labels).any(0)
+        return np.mean([metrics.average_precision_score(labels[:,c], probs[:,c], sample_weight=w)
+                        for c in np.flatnonzero(present)])
+    np.testing.assert_allclose(scores.interval(), percentiles([mean_precision(w) for w in weights]))
+    f1 = [metrics.f1_score(labels, probs > .5, average='micro', sample_weight=w) for w in weights]
+    np.testing.assert_allclose(scores.interval(metric='f1'), percentiles(f1))
+    right = (labels == (probs > .5)).all(1)
+    subset = [np.average(right, weights=w) for w in resample_means(groups)]
+    np.testing.assert_allclose(scores.interval(metric='subset_accuracy'), percentiles(subset))
+    data = scores.to_dict()
+    assert data['f1_interval'] == list(scores.interval(metric='f1'))
+
+
+def test_intervals_of_numbers_equal_scikit_learn(groups, fewer_samples):
+    rng = np.random.default_rng(2)
+    targs = rng.normal(10, 3, (40,2))
+    preds = targs + rng.normal(0, 2, (40,2))
+    scores = NumberScores(torch.tensor(preds), torch.tensor(targs), ['x','y'], range(40), groups)
+    r2 = [metrics.r2_score(targs, preds, sample_weight=w) for w in resample(groups)]
+    np.testing.assert_allclose(scores.interval(metric='r2'), percentiles(r2))
+    samples = list(resample_means(groups))
+    mae = [np.average(abs(preds-targs).mean(1), weights=w) for w in samples]
+    np.testing.assert_allclose(scores.interval(), percentiles(mae))
+    mse = [np.average(((preds-targs)**2).mean(1), weights=w) for w in samples]
+    np.testing.assert_allclose(scores.interval(metric='rmse'), percentiles(np.sqrt(mse)), rtol=1e-3)
+    for i in (0,1,2): # the references are those of scikit-learn
+        w = samples[i]
+        assert mae[i] == pytest.approx(metrics.mean_absolute_error(targs, preds, sample_weight=w))
+        assert mse[i] == pytest.approx(metrics.mean_squared_error(targs, preds, sample_weight=w))
+
+
+@pytest.mark.filterwarnings('ignore:y_pred contains classes')
+def test_intervals_of_classes_equal_scikit_learn(groups, fewer_samples):
+    rng = np.random.default_rng(3)
+    probs,targs = rng.random((40,7)),rng.integers(0, 7, 40)
+    probs[range(40),targs] += .6
+    scores = ClassScores(torch.tensor(probs), torch.tensor(targs), list('abcdefg'), range(40), groups)
+    balanced = [metrics.balanced_accuracy_score(targs, probs.argmax(1), sample_weight=w)
+                for w in resample(groups)]
+    want = metrics.balanced_accuracy_score(targs, probs.argmax(1))
+    assert scores.mean_class_accuracy == pytest.approx(want)
+    np.testing.assert_allclose(scores.interval(metric='mean_class_accuracy'), percentiles(balanced))
+    assert scores.top(5) == pytest.approx(metrics.top_k_accuracy_score(targs, probs, k=5))
+    right = (np.argsort(-probs, 1)[:,:5] == targs[:,None]).any(1)
+    top5 = [np.average(right, weights=w) for w in resample_means(groups)]
+    np.testing.assert_allclose(scores.interval(metric='top5'), percentiles(top5))

@@ -28,6 +28,18 @@ def average_precision(scores, # Probability of each of N clips
     precision = found/returned.clip(min=1)
     with np.errstate(invalid='ignore'): return (np.diff(found, prepend=0)*precision).sum(1)/found[:,-1]
 
+def mean_of_finite(values, axis):
+    "Return the mean of the finite values along `axis`; NaN where there are none"
+    with np.errstate(invalid='ignore'): return np.nansum(values, axis)/np.isfinite(values).sum(axis)
+
+def scores_with_intervals(scores, names):
+    "Return the scores `names` and their intervals as a dict for JSON"
+    res = {}
+    for k in names:
+        interval = scores.interval(metric=k)
+        res |= {k: getattr(scores, k), f'{k}_interval': interval and list(interval)}
+    return res
+
 class LabelScores(Scores):
     "Score several classes per video: mean average precision, F1 and subset accuracy"
     kind,metric,threshold = 'classes','mean_average_precision',.5
@@ -64,23 +76,30 @@ class LabelScores(Scores):
         return np.array([average_precision(probs[:,c], actual[:,c], weights) for c in present])
 
     def _mean_average_precision(self, weights):
-        values = self._average_precisions(weights)
-        counts = np.isfinite(values).sum(0)
-        with np.errstate(invalid='ignore'): return np.nansum(values, 0)/counts
+        return mean_of_finite(self._average_precisions(weights), 0)
 
     @property
     def mean_average_precision(self):
         "Return the mean of the average precision of the classes that a video has"
         return float(self._mean_average_precision(np.ones((1,len(self.targs))))[0])
 
+    def _f1(self, weights):
+        "Return the F1 score of all decisions together for each set of weights; 0 without any positive"
+        predicted,actual = self.predicted,self.actual
+        n_correct = weights@(predicted & actual).sum(1)
+        n_positive = weights@(predicted.sum(1) + actual.sum(1))
+        return 2*n_correct/n_positive.clip(min=1)
+
     def other_scores(self):
-        "Return F1 and subset accuracy"
-        return dict(f1=self.f1, subset_accuracy=self.subset_accuracy)
+        "Return F1 and subset accuracy with their intervals"
+        return scores_with_intervals(self, ('f1','subset_accuracy'))
 
     def _interval(self, metric, units, level):
         if metric == 'subset_accuracy': return group_interval(self.right, units, level)
+        if metric == 'f1': return statistic_interval(self._f1, units, level)
         if metric == self.metric: return statistic_interval(self._mean_average_precision, units, level)
-        raise ValueError(f'metric={metric!r}: has no interval. Use {self.metric!r} or "subset_accuracy".')
+        raise ValueError(f'metric={metric!r}: has no interval. '
+                         f'Use "{self.metric}", "f1" or "subset_accuracy".')
 
     def describe(self, i):
         "Return the classes of video `i`, and the predicted ones, as text"
@@ -148,15 +167,11 @@ class NumberScores(Scores):
 
     def other_scores(self):
         "Return the root mean squared error and R² with their intervals"
-        res = {}
-        for k in ('rmse','r2'):
-            interval = self.interval(metric=k)
-            res |= {k: getattr(self, k), f'{k}_interval': interval and list(interval)}
-        return res
+        return scores_with_intervals(self, ('rmse','r2'))
 
     def _interval(self, metric, units, level):
         if metric == 'mae': return group_interval(abs(self.errors).mean(1), units, level)
-        if metric == 'r2': return statistic_interval(lambda w: self._r2(w).mean(1), units, level)
+        if metric == 'r2': return statistic_interval(lambda w: mean_of_finite(self._r2(w), 1), units, level)
         if metric == 'rmse': # the root of the bounds of the mean, because the root keeps their order
             return tuple(o**.5 for o in group_interval((self.errors**2).mean(1), units, level))
         raise ValueError(f'metric={metric!r}: has no interval. Use "mae", "rmse" or "r2".')

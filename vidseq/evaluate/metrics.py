@@ -12,7 +12,7 @@ import torch
 from fastai.vision.all import L, plt
 
 from ..data.show import plot_text
-from .intervals import group_interval
+from .intervals import group_interval, statistic_interval
 
 # %% ../../nbs/60_evaluate.metrics.ipynb #9e7c84e2
 def class_table(confusion:np.ndarray, # Counts C,C: actual classes in rows, predicted in columns
@@ -116,8 +116,18 @@ class ClassScores(Scores):
     def top(self, k:int=5 # Number of predicted classes
            )->float:
         "Return the top-k accuracy: the share of videos whose class is among the `k` most probable"
+        return float(self._in_top(k).mean())
+
+    def _in_top(self, k):
         best = self.probs.topk(min(k, self.probs.shape[1]), dim=1).indices # N,k
-        return float((best == self.targs[:,None]).any(1).float().mean())
+        return (best == self.targs[:,None]).any(1).numpy()
+
+    def _mean_class_accuracy(self, weights):
+        "Return the mean accuracy of the classes that occur, for each set of weights n,N"
+        of_class = np.eye(len(self.vocab))[self.targs.numpy()] # N,C
+        n_clips = weights@of_class # n,C
+        with np.errstate(invalid='ignore'): accuracies = (weights*self.right)@of_class/n_clips
+        return np.nanmean(accuracies, 1)
 
     @property
     def mean_class_accuracy(self):
@@ -130,8 +140,11 @@ class ClassScores(Scores):
         return top5 | dict(mean_class_accuracy=self.mean_class_accuracy)
 
     def _interval(self, metric, units, level):
-        if metric != 'accuracy': raise ValueError(f'metric={metric!r}: has no interval. Use "accuracy".')
-        return group_interval(self.right, units, level)
+        if metric == 'accuracy': return group_interval(self.right, units, level)
+        if metric == 'top5': return group_interval(self._in_top(5), units, level)
+        if metric == 'mean_class_accuracy': return statistic_interval(self._mean_class_accuracy, units, level)
+        raise ValueError(f'metric={metric!r}: has no interval. '
+                         'Use "accuracy", "top5" or "mean_class_accuracy".')
 
     def describe(self, i):
         "Return the label of video `i`, the prediction and its probability, as text"
