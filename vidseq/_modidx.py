@@ -1707,6 +1707,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'vidseq.report.sections._seconds_text': ( 'report.sections.html#_seconds_text',
                                                                                   'vidseq/report/sections.py'),
                                         'vidseq.report.sections._section': ('report.sections.html#_section', 'vidseq/report/sections.py'),
+                                        'vidseq.report.sections._with_code': ( 'report.sections.html#_with_code',
+                                                                               'vidseq/report/sections.py'),
                                         'vidseq.report.sections.advice_section': ( 'report.sections.html#advice_section',
                                                                                    'vidseq/report/sections.py'),
                                         'vidseq.report.sections.classes_section': ( 'report.sections.html#classes_section',

@@ -63,11 +63,11 @@ def _comparison(study):
     "Return how the best model compares to the simplest"
     if study.simplest is None or len(study.contenders) < 2: return ''
     if study.best == study.simplest: return 'is also the simplest'
-    other,difference = f'the simplest, “{study.simplest}”,',study.difference
+    other,difference = f'the simplest, “{study.simplest}”',study.difference
     if difference is None: return '' # they were not scored on the same videos
     text = difference_text(study.scores, difference)
-    if difference.low is None or difference.low > 0: return f'is better than {other} by {text}'
-    return f'is not clearly better than {other} by {text}'
+    if difference.low is None or difference.low > 0: return f'is better than {other}, by {text}'
+    return f'is not clearly better than {other}: {text}'
 
 # %% ../../nbs/80_report.advice.ipynb #2b102031
 def verdict_of(study)->str:

@@ -116,16 +116,20 @@ def classes_section(study, n=20):
     columns = list(table.columns)
     if columns[2] != 'mae': table = table.sort_values(columns[2], kind='stable')
     rows = [Tr(*[_cell(k, row[k]) for k in columns]) for _,row in table.iterrows()]
-    heads = [o.replace('_', ' ') for o in columns]
+    heads = [score_titles.get(o, o.replace('_', ' ')) for o in columns]
     more = _scrolling_table('more classes', heads, rows[n:])
     rest = Details(Summary(f'{len(rows)-n} more'), more) if len(rows) > n else ''
     return _section('classes', 'Each number' if study.scores.kind == 'numbers' else 'Each class',
                     _scrolling_table('classes', heads, rows[:n]), rest)
 
+def _with_code(text):
+    "Return `text` with what is between backticks as code"
+    return [Code(printable(o)) if i%2 else printable(o) for i,o in enumerate(text.split('`'))]
+
 def advice_section(study):
     "Return what to do next, with commands to copy"
     pairs = study.advice() or [('Nothing stands out.', 'Try the model on new videos.')]
-    rows = [Li(B(printable(seen)), ' ', printable(remedy)) for seen,remedy in pairs]
+    rows = [Li(B(printable(seen)), ' ', *_with_code(remedy)) for seen,remedy in pairs]
     commands = [(P(printable(purpose)), Pre(Code(printable(line)))) for purpose,line in study.commands]
     return _section('next', 'What to do next', Ol(*rows), *[o for pair in commands for o in pair])
 

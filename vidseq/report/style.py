@@ -24,7 +24,7 @@ a { color: var(--good) }
 img { max-width: 100%; height: auto; display: block }
 .verdict { font-size: 1.2rem; line-height: 1.45; margin: 1rem 0; padding: .8rem 1rem;
   background: var(--panel); border-left: .4rem solid var(--good) }
-.verdict.bad { border-color: var(--bad) }
+.verdict.bad { color: var(--ink); border-color: var(--bad) }
 .soft, small { color: var(--soft) }
 .good { color: var(--good) }
 .bad { color: var(--bad) }
@@ -48,12 +48,13 @@ svg .span { opacity: .45 }
 svg .chance { stroke: var(--bad); stroke-width: 2; stroke-dasharray: 3 2 }
 .card { width: fit-content; max-width: 100%; background: #fff; padding: .5rem; border-radius: .4rem;
   border: 1px solid var(--line) }
+.wide { max-height: 40rem; overflow-y: auto }
 .wide img { max-width: none }
 .row { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)) }
 .clips { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)) }
 .clip { background: var(--panel); border-radius: .4rem; padding: .6rem }
 figure { margin: 0 }
-.clip > figure { display: grid; grid-template-columns: 8.5rem 1fr; gap: .8rem; align-items: start }
+.clip > figure { display: grid; grid-template-columns: 7.5rem 1fr; gap: .8rem; align-items: start }
 .clip img { width: 100%; border-radius: .2rem }
 .clip p { margin: .6rem 0 .2rem; font-size: .85rem; color: var(--soft) }
 figcaption { font-size: .9rem; line-height: 1.35 }
@@ -80,7 +81,8 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft) }
   .row { grid-template-columns: 1fr 1fr }
   h2, h3 { break-after: avoid }
   .scroll { overflow: visible }
-  .wide img { max-width: 100% }
+  .wide { max-height: none }
+  .wide img { max-width: 100%; max-height: 24cm }
   pre { white-space: pre-wrap }
   .clips { grid-template-columns: repeat(3, 1fr) }
   .clip > figure { display: block }
