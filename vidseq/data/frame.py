@@ -7,6 +7,7 @@ __all__ = ['load_frame']
 
 # %% ../../nbs/31_data.frame.ipynb #8afb01f1
 import os
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from ..video.decode import check_pixels, max_pixels, pil_image, scaled_size, VideoError
 
 # %% ../../nbs/31_data.frame.ipynb #3e90386d
+_torch_filters = {BILINEAR: 'bilinear', Image.BICUBIC: 'bicubic'} # of PIL -> of torch
+
 class Frame(PILImage):
     "Hold an RGB image as an H,W,3 uint8 array until a method of PIL needs its pixels"
     _arr = None
@@ -27,11 +30,12 @@ class Frame(PILImage):
     @classmethod
     def from_array(cls, arr, # H,W,3 uint8
                    wh=None, # Width and height to resize to; default: unchanged
+                   mode=BILINEAR, # Filter of PIL: bilinear or bicubic
                   ): # `Frame` that shares memory with `arr` if it is not resized
-        "Create a frame from an array; resizing equals PIL's bilinear filter within 1, in a third of the time"
+        "Create a frame from an array; resizing equals PIL's filter within 1, in a third of the time"
         if wh is not None and tuple(wh) != arr.shape[1::-1]:
             img = torch.from_numpy(np.ascontiguousarray(arr))[None].permute(0,3,1,2) # H,W,C -> 1,C,H,W
-            img = F.interpolate(img, tuple(wh)[::-1], mode='bilinear', antialias=True)
+            img = F.interpolate(img, tuple(wh)[::-1], mode=_torch_filters[mode], antialias=True)
             arr = img.permute(0,2,3,1)[0].numpy() # 1,C,H,W -> H,W,C
         frame = cls(Image.new('RGB', (0,0)))
         frame._size = arr.shape[1::-1]
@@ -52,7 +56,7 @@ class Frame(PILImage):
 
     def _can_crop_array(self, x, y, w, h, resize_mode):
         inside = x >= 0 and y >= 0 and x+w <= self.width and y+h <= self.height
-        return self._arr is not None and resize_mode == BILINEAR and inside
+        return self._arr is not None and resize_mode in _torch_filters and inside
 
     def crop_pad(self, sz, tl=None, orig_sz=None, resize_mode=BILINEAR, resize_to=None, **kwargs):
         "Crop and resize like fastai's `crop_pad`, but pad only if the crop exceeds the image"
@@ -60,7 +64,7 @@ class Frame(PILImage):
         x,y = ((self.width-w)//2,(self.height-h)//2) if tl is None else tl
         if not self._can_crop_array(x, y, w, h, resize_mode):
             return super().crop_pad(sz, tl, orig_sz, resize_mode=resize_mode, resize_to=resize_to, **kwargs)
-        return self.from_array(self._arr[y:y+h, x:x+w], resize_to)
+        return self.from_array(self._arr[y:y+h, x:x+w], resize_to, resize_mode)
 
 # %% ../../nbs/31_data.frame.ipynb #689aeb81
 @ToTensor
@@ -182,24 +186,26 @@ def _target_size(wh, size):
     "Return the width and height to scale a frame of size `wh` to; frames are never enlarged"
     return scaled_size(*wh, size) if size and min(wh) > size else wh
 
-def _load_rgb(fname, size):
+def _load_rgb(fname, size, mode):
     arr,wh,transpose = _decode_image(fname, size)
-    frame = Frame.from_array(arr, _target_size(wh, size))
+    frame = Frame.from_array(arr, _target_size(wh, size), mode)
     return frame if transpose is None else Frame.from_array(np.array(frame.transpose(transpose)))
 
-def _load_as(img_cls, fname, size):
+def _load_as(img_cls, fname, size, mode):
     img,transpose = _decode_with_pil(fname, img_cls._open_args['mode'])
-    img = img.resize(_target_size(img.size, size), BILINEAR)
+    img = img.resize(_target_size(img.size, size), mode)
     return img_cls(img if transpose is None else img.transpose(transpose))
 
 # %% ../../nbs/31_data.frame.ipynb #1c145066
 def load_frame(fname:str|Path, # Image file
                size:int=None, # Scale the short side down to this many pixels
                img_cls=PILImage, # Class of the image, e.g. fastai's `PILImageBW`
+               interpolation:str='bilinear', # Filter for scaling: 'bilinear' or 'bicubic'
               ): # Upright `Frame`, or an `img_cls` if it is given
     "Read an image file; raise `VideoError` if it is missing, damaged or has too many pixels"
     fix = 'Extract the frames of this video again, or skip the video.'
-    try: return _load_rgb(fname, size) if img_cls is PILImage else _load_as(img_cls, fname, size)
+    load = _load_rgb if img_cls is PILImage else partial(_load_as, img_cls)
+    try: return load(fname, size, Image.Resampling[interpolation.upper()])
     except (MemoryError, VideoError): raise
     except FileNotFoundError as e: raise VideoError(fname, 'no such file', fix) from e
     except Exception as e: # PIL raises errors of many classes

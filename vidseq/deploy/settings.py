@@ -23,8 +23,9 @@ from ..models.fields import (check_field, check_fields, either, flag, list_of, o
 _side = whole(1, 8192) # pixels
 _size = list_of(_side, 2, 2) # height and width
 _pad_mode = one_of('zeros','border','reflection')
+_filters = list_of(whole(0, 5), 2, 2) # of PIL, for images and masks
 _tfm_fields = { # transform -> fields of its settings
-    Resize: dict(size=_size, method=one_of('crop','pad','squish'), pad_mode=_pad_mode),
+    Resize: dict(size=_size, method=one_of('crop','pad','squish'), pad_mode=_pad_mode, resamples=_filters),
     CropPad: dict(size=_size, pad_mode=_pad_mode), RandomCrop: dict(size=_size),
     RandomResizedCrop: dict(size=_size, min_scale=real(0, 1), ratio=list_of(real(.001, 1000), 2, 2),
                             val_xtra=real(0, 1), max_scale=real(0, 1)),
@@ -32,6 +33,7 @@ _tfm_fields = { # transform -> fields of its settings
     AffineCoordTfm: dict(size=optional(either(_side, _size)), mode=one_of('bilinear','nearest','bicubic'),
                          pad_mode=_pad_mode, align_corners=optional(flag)),
     NormalizeInPlace: dict(mean=list_of(real(-1e6, 1e6), 1, 3), std=list_of(real(1e-6, 1e6), 1, 3))}
+_bilinear = dict(resamples=[2,0]) # of a `Resize` in an old file
 _tfm_classes = {o.__name__: o for o in _tfm_fields}
 _width_first = (Resize, CropPad, RandomCrop, RandomResizedCrop) # store (width, height), take (height, width)
 
@@ -67,6 +69,7 @@ def _tfm_from_data(data):
     name,settings = data if isinstance(data, list) and len(data) == 2 else (None,None)
     cls = _tfm_classes.get(name) if isinstance(name, str) else None
     if cls is None: raise ValueError(f'{data!r:.60} is not a known transform with its settings')
+    if cls is Resize and isinstance(settings, dict): settings = _bilinear | settings
     settings = check_fields(_tfm_fields[cls], settings, name)
     if cls is NormalizeInPlace: return cls.from_stats(settings['mean'], settings['std'], cuda=False)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in settings.items()})
@@ -80,7 +83,7 @@ def _file_pattern(o):
 
 _clip_fields = dict(seq_len=whole(1, 1024), sampler=named(samplers), size=optional(_side),
                     fps=optional(real(.001, 10000)), img_cls=one_of(*_img_classes),
-                    pattern=optional(_file_pattern))
+                    pattern=optional(_file_pattern), interpolation=one_of('bilinear','bicubic'))
 
 def _last_tfm(tfms):
     "Return the last transform, which must be the `ImageTupleTfm`; those before it find the path of a clip"
@@ -99,6 +102,7 @@ def _clips_to_data(tfm):
 
 def _clips_from_data(data):
     "Return an `ImageTupleTfm`, after trying its sampler on videos of several lengths"
+    if isinstance(data, dict): data = dict(interpolation='bilinear') | data # absent from old files
     settings = check_fields(_clip_fields, data, 'clips')
     tfm = ImageTupleTfm(**settings | dict(img_cls=_img_classes[settings['img_cls']]))
     for n in (1, 2, 10, 1000, 10**6): tfm.frame_numbers('clips.sampler', n, settings['fps'] or 25.)

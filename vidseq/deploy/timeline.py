@@ -67,12 +67,12 @@ def fill_slots(frames, # Iterable of functions with an attribute `time`: its sec
 
 # %% ../../nbs/72_deploy.timeline.ipynb #f17c1471
 def _folder_frames(files, tfm):
-    for f in files: yield lambda f=f: load_frame(f, tfm.size, tfm.img_cls)
+    for f in files: yield lambda f=f: load_frame(f, tfm.size, tfm.img_cls, tfm.interpolation)
 
 def _video_frames(source, tfm, wh, rate):
     "Yield functions that make the frames of a video of `wh` pixels, in slots of `1/rate` seconds"
     size = tfm.size and min(tfm.size, *wh)
-    for convert in fill_slots(stream_frames(source, size), rate):
+    for convert in fill_slots(stream_frames(source, size, tfm.interpolation), rate):
         yield lambda convert=convert: frame_image(convert(), tfm.img_cls)
 
 def _open_container(source, tfm, fps):

@@ -41,7 +41,7 @@ def _with_view(tfm, view, n_views):
     "Return a copy of an `ImageTupleTfm` that reads one view; other transforms unchanged"
     if not isinstance(tfm, ImageTupleTfm): return tfm
     return ImageTupleTfm(tfm.seq_len, tfm.sampler, tfm.size, tfm.fps, view, n_views, tfm.img_cls,
-                         tfm.pattern, tfm.cache)
+                         tfm.pattern, tfm.cache, tfm.interpolation)
 
 def _view_dataset(dataset, view, n_views):
     "Return `dataset` with one view of each video"

@@ -17,7 +17,7 @@ from fastai.vision.all import defaults, delegates, get_c, ifnone, nn, noop, patc
 from ..models.frame_models import clip_splitter
 from ..options import check_options, option_names
 from .checks import (check_loaders, check_model, check_n_out, check_n_outputs, model_splitter,
-                                 normalized_loaders)
+                                 contract_loaders)
 from .outputs import decoded_loss, default_metrics
 
 # %% ../../nbs/50_train.learner.ipynb #3b387db7
@@ -71,12 +71,20 @@ def _clip_sizes(dls):
     clip = dls.train.do_item(0)[0]
     return dict(num_frames=len(clip), image_size=clip[0].shape[-1]) # models check that frames are square
 
-def _model_settings(dls, model, arch, **settings):
+def _add_sizes(settings, model, dls):
+    "Add the sizes of the clips to the arguments of `model` where it accepts them"
+    if not _accepts_arg(model, 'num_frames'): return settings
+    return _accepted_settings(model, _clip_sizes(dls)) | settings
+
+def _accepted_settings(model, settings):
+    "Return those `settings` that `model` accepts and that a `partial` has not set"
+    preset = getattr(model, 'keywords', {})
+    return {k:v for k,v in settings.items() if _accepts_arg(model, k) and k not in preset}
+
+def _model_settings(model, arch, **settings):
     "Return those keyword arguments that `model` accepts and that a `partial` has not set"
     if arch is not None: settings['arch'] = arch
-    if _accepts_arg(model, 'num_frames'): settings |= _clip_sizes(dls)
-    preset = getattr(model, 'keywords', {})
-    accepted = {k:v for k,v in settings.items() if _accepts_arg(model, k) and k not in preset}
+    accepted = _accepted_settings(model, settings)
     if arch is None or 'arch' in accepted: return accepted
     name = getattr(model, '__name__', model)
     raise ValueError(f'arch: {name} does not accept `arch`, or has one already. Omit `arch`.')
@@ -115,20 +123,19 @@ def video_learner(dls, # `DataLoaders` of clips
     """Create a `Learner` for clips and freeze the encoder if it is pretrained.
 
     `model` gets `n_out`, `pretrained`, `arch`, `num_frames` and `image_size` where it has these parameters;
-    a ready `nn.Module` is used unchanged. Frames are normalized as pretrained weights expect, unless the
-    loaders have a normalization of your own. Raises `ValueError` if model, encoder, number of outputs and
-    labels do not fit together, and `OptionError` for unknown arguments."""
+    a ready `nn.Module` is used unchanged. Frames have the size and the normalization that pretrained
+    weights expect, unless the loaders have others of your own. Raises `ValueError` if model, encoder,
+    number of outputs and labels do not fit together, and `OptionError` for unknown arguments."""
     check_loaders(dls)
     check_model(model, arch)
     _check_learner_options(model, kwargs)
     if kwargs.get('loss_func') is None: check_n_out(dls, n_out)
     kwargs |= dict(splitter=splitter, metrics=metrics, cbs=L(kwargs.get('cbs')) + MemoryAdvice())
     if isinstance(model, nn.Module): return _create_learner(dls, model, **kwargs)
-    settings = _model_settings(dls, model, arch, n_out=ifnone(n_out, get_c(dls)), pretrained=pretrained)
+    settings = _model_settings(model, arch, n_out=ifnone(n_out, get_c(dls)), pretrained=pretrained)
     arguments = _bound_arguments(model, settings)
-    created = model(**settings)
-    if arguments.get('pretrained'): dls = normalized_loaders(dls, arguments.get('arch'))
-    learn = _create_learner(dls, created, **kwargs)
+    if arguments.get('pretrained'): dls = contract_loaders(dls, arguments.get('arch'))
+    learn = _create_learner(dls, model(**_add_sizes(settings, model, dls)), **kwargs)
     if arguments.get('pretrained'): learn.freeze()
     return learn
 

@@ -151,11 +151,12 @@ class FrameConverter:
     def __init__(self, path, # Video file, for error messages
                  size:int=None, # Scale the short side of the first frame to `size` pixels
                  format:str='rgb24', # Pixel format of FFmpeg
+                 interpolation:str='bilinear', # Filter for scaling: 'bilinear' or 'bicubic'
                 ):
         store_attr()
         self.wh = None
         self.reformatter = VideoReformatter() # one for all frames: it caches its setup
-        self.interpolation = Interpolation.BILINEAR if size else None
+        self.interpolation = Interpolation[interpolation.upper()] if size else None
 
     def __call__(self, frame):
         w,h = self.wh = self.wh or scaled_size(frame.width, frame.height, self.size)
@@ -222,12 +223,12 @@ def _read_to_last(path, frames, last, to_rgb, requested):
     if n > last: return arrays
     raise EarlyEndError(path, found or f'frame {last} does not exist, only {n} decode', n)
 
-def read_arrays(path, idxs, size=None):
+def read_arrays(path, idxs, size=None, interpolation='bilinear'):
     "Return the frames `idxs` as upright uint8 arrays H,W,3, or with `size` H,W,4 (scaled twice as fast)"
     idxs = [int(i) for i in idxs]
     if not idxs or min(idxs) < 0:
         raise ValueError(f'{path}: invalid frame numbers {idxs}. Give at least one; they start at 0.')
-    to_rgb = FrameConverter(path, size, 'rgba' if size else 'rgb24')
+    to_rgb = FrameConverter(path, size, 'rgba' if size else 'rgb24', interpolation)
     with open_video(path) as (container, stream):
         frames = iter_frames(path, container.decode(stream))
         arrays = _read_to_last(path, frames, max(idxs), to_rgb, set(idxs))
@@ -252,17 +253,18 @@ class StreamedFrame:
         self.time = frame.time
     def __call__(self): return np.ascontiguousarray(self.to_rgb(self.frame)[...,:3]) # H,W,4 -> H,W,3
 
-def _iter_streamed(name, frames, size):
+def _iter_streamed(name, frames, size, interpolation):
     "Yield a `StreamedFrame` for each of the decoded `frames`"
-    to_rgb = FrameConverter(name, size, 'rgba' if size else 'rgb24')
+    to_rgb = FrameConverter(name, size, 'rgba' if size else 'rgb24', interpolation)
     for frame in iter_frames(name, frames): yield StreamedFrame(frame, to_rgb)
 
 # %% ../../nbs/10_video.decode.ipynb #bba965d2
 def stream_frames(source, # Video file, or an open PyAV container: a camera or a network stream
                   size:int=None, # Scale the short side to `size` pixels
+                  interpolation:str='bilinear', # Filter for scaling: 'bilinear' or 'bicubic'
                  ): # Generator of functions that return an upright H,W,3 uint8 array
     "Yield, for each frame of `source` in display order, a function with its `time`; store no frames"
     if isinstance(source, (str,Path)):
         with open_video(source) as (container, stream):
-            yield from _iter_streamed(source, container.decode(stream), size)
-    else: yield from _iter_streamed(source.name, source.decode(video=0), size)
+            yield from _iter_streamed(source, container.decode(stream), size, interpolation)
+    else: yield from _iter_streamed(source.name, source.decode(video=0), size, interpolation)
