@@ -30,6 +30,7 @@ from vidseq.models.conv3d import *
 from vidseq.models.vit import *
 from vidseq.models.timesformer import *
 from vidseq.models.layer_groups import *
+from vidseq.models.streams import *
 from vidseq.train.learner import *
 from vidseq.train.amp import *
 from vidseq.train.ema import *

@@ -8,13 +8,14 @@ __all__ = []
 # %% ../nbs/01_parallel.ipynb #0a154d66
 import _thread, multiprocessing, os, pickle, signal, sys, threading, time
 from collections import deque
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from multiprocessing import connection, resource_tracker
 from multiprocessing.pool import ExceptionWithTraceback
 from queue import SimpleQueue
 
-from fastcore.all import IN_NOTEBOOK, L, defaults, ifnone
+from fastcore.all import IN_NOTEBOOK, L, defaults, delegates, ifnone
 from fastprogress import progress_bar
 
 from .files import check_range
@@ -150,13 +151,21 @@ def _stop_workers(workers):
             o.conn.close()
 
 # %% ../nbs/01_parallel.ipynb #a23d93dd
+_max_pending = 64 # submitted items, so that results do not collect in memory
+
 def _run_on_executor(f, items, executor):
     "Yield the index and result of `f` for each of `items`, run on `executor`"
-    futures = {executor.submit(f, o): i for i,o in enumerate(items)}
+    items,pending = enumerate(items),{}
+    def submit(n):
+        for i,o in islice(items, n): pending[executor.submit(f, o)] = i
     try:
-        for o in as_completed(futures): yield futures[o], o.result()
+        submit(_max_pending)
+        while pending:
+            done,_ = wait(pending, return_when=FIRST_COMPLETED)
+            submit(len(done))
+            for o in done: yield pending.pop(o), o.result()
     finally:
-        for o in futures: o.cancel()
+        for o in pending: o.cancel()
 
 _cannot_start = ('The worker processes cannot start: see the error above. In a script, call this under '
                  '`if __name__ == "__main__":`, or use n_workers=0.')
@@ -213,22 +222,31 @@ def _raise_crashed(item):
 def _run_here(f, items):
     for i,o in enumerate(items): yield i, f(o)
 
-def parallel_map(f, # Picklable function of one item
-                 items, # Arguments of `f`
-                 executor:Executor=None, # Executor to use; default: `n_workers` local processes
-                 n_workers:int=None, # Number of processes; default: all cores; 0: run in this process
-                 crashed=_raise_crashed, # Function of an item whose process died twice; returns its result
-                 name:str='done', # First word of the lines of progress, see `progress`
-                )->L: # Results in the order of `items`
-    """Apply `f` to each of `items` in parallel, with a progress bar.
+def parallel_iter(f, # Picklable function of one item
+                  items, # Arguments of `f`
+                  executor:Executor=None, # Executor to use; default: `n_workers` local processes
+                  n_workers:int=None, # Number of processes; default: all cores; 0: run in this process
+                  crashed=_raise_crashed, # Function of an item whose process died twice; returns its result
+                  name:str='done', # First word of the lines of progress, see `progress`
+                 ): # Generator of (index of the item, result) in the order in which results arrive
+    """Apply `f` to `items` in parallel and yield results as they arrive, so that they need not fit in memory
 
-    An exception, Ctrl-C or the end of this process stops the workers within two seconds. They raise
-    `SystemExit` in `f`, which removes the incomplete results of `atomic_folder` and `atomic_file`."""
+    An exception, Ctrl-C, the end of this process or closing the generator stops the workers within two
+    seconds. They raise `SystemExit` in `f`, which removes the incomplete results of `atomic_folder` and
+    `atomic_file`."""
     items = list(items)
     check_range('n_workers', n_workers, 0)
     n_workers = min(ifnone(n_workers, defaults.cpus), 60) # Windows can wait for few more
     if executor is not None: done = _run_on_executor(f, items, executor)
     elif n_workers == 0: done = _run_here(f, items)
     else: done = _run_in_processes(f, items, n_workers, crashed)
-    with closing(done): results = dict(progress(done, len(items), name))
+    with closing(done): yield from progress(done, len(items), name)
+
+@delegates(parallel_iter)
+def parallel_map(f, # Picklable function of one item
+                 items, # Arguments of `f`
+                 **kwargs)->L: # Results in the order of `items`
+    "Apply `f` to `items` in parallel, as `parallel_iter` does, and return all results"
+    items = list(items)
+    with closing(parallel_iter(f, items, **kwargs)) as done: results = dict(done)
     return L(results[i] for i in range(len(items)))

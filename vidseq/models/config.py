@@ -12,7 +12,8 @@ from importlib import import_module
 
 import timm
 
-from .fields import check_field, check_fields, either, flag, list_of, optional, real, to_json, whole
+from .fields import (check_field, check_fields, either, flag, list_of, one_of, optional, real,
+                                  to_json, whole)
 from ..options import check_options, option_names
 
 # %% ../../nbs/41_models.config.ipynb #f8096e55
@@ -75,6 +76,8 @@ blocks = _table('vidseq.models.vit', 'SpaceBlock JointBlock DividedBlock PaperBl
 _step = either(real(1e-6, 1e6), list_of(real(1e-6, 1e6), 2, 2))
 samplers = (
     _table('vidseq.data.samplers', 'spread_frames')
+    | _table('vidseq.data.samplers', 'pair_frames', seconds=real(1e-6, 1e6), gap=whole(1, 10**6),
+             fps=optional(real(1e-3, 1e4)))
     | _table('vidseq.data.samplers', 'first_frames window_frames', step=_step, seconds=optional(_step),
              fps=optional(real(1e-3, 1e4))))
 
@@ -83,6 +86,9 @@ _common = dict(n_out=whole(1, 10**6), n_in=whole(1, 64), per_frame=flag)
 _frame_model = _common | dict(
     arch=named(image_networks, with_timm=True), pool=optional(named(pools)), subtract_mean=flag,
     low_mem=flag, chunk=optional(_width), checkpoint=flag)
+_member_fields = dict(head=one_of('linear','stats','attentive','recurrent','conv'),
+                      stream=one_of('frames','motion','foreground'), weight=real(1e-6, 1e6))
+def _member(o): return check_fields(_member_fields, dict(weight=1) | o, 'member')
 _recurrent = _frame_model | dict(num_rnn_layers=_length, dropout=_share)
 models = (
     _table('vidseq.models.frame_models', 'SimpleModel', grid=whole(0, 32), **_frame_model)
@@ -90,6 +96,9 @@ models = (
              hidden_size=optional(_width), bidirectional=flag, **_recurrent)
     | _table('vidseq.models.frame_models', 'ConvLSTMModel', hidden_size=_width, kernel_size=whole(1, 255),
              **_recurrent)
+    | _table('vidseq.models.streams', 'StreamModel', arch=named(image_networks, with_timm=True),
+             n_out=_common['n_out'], members=list_of(_member, 1, 100), grid=whole(1, 32),
+             chunk=optional(_width), checkpoint=flag)
     | _table('vidseq.models.conv3d', 'Conv3dModel', width=_width, ps=_share, **_common)
     | _table('vidseq.models.conv3d', 'VideoModel', arch=named(video_networks), ps=optional(_share), **_common)
     | _table('vidseq.models.vit', 'TimeSformerViT', arch=named(vision_transformers, with_timm=True),
