@@ -11,9 +11,10 @@ from fastai.vision.all import Module, imagenet_stats, nn
 
 from ..files import preview_list
 from .config import records_config
-from .encoders import create_encoder, pretrained_stats
+from .encoders import create_encoder
 from .heads import create_head_for
 from .layers import TimeDistributed, stack_frames
+from .pretrained import pretrained_stats
 
 # %% ../../nbs/49_models.streams.ipynb #93d09499
 def _motion(now, later): return (3*(later-now).abs()).clamp(0, 1)

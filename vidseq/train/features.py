@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ..data.labels import choose_kind, flatten_labels, read_labels
 from ..data.splits import known_group
-from ..files import atomic_file, preview_list
+from ..files import preview_list
 
 # %% ../../nbs/56_train.features.ipynb #e3f27c3a
 def _folder_key(path):
@@ -208,7 +208,8 @@ class Features:
 
     def __repr__(self):
         n,v,s,t,*f = self.shape
-        labels = f'{len(self.vocab)} classes' if self.kind in ('class','classes') else self.kind or 'no labels'
+        labels = self.kind or 'no labels'
+        if self.kind in ('class','classes'): labels = f'{len(self.vocab)} classes'
         groups = f'{self.n_groups} groups' if self.groups else 'groups unknown'
         views = f'{v} views, ' if v > 1 else ''
         return (f'{n} clips ({labels}, {groups}): {views}{" + ".join(self.names)}, {t} steps of '
