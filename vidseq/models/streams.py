@@ -50,7 +50,7 @@ class StreamEncoder(Module):
                  **kwargs # Passed to `TimeDistributed`: `chunk`, `checkpoint`
                 ):
         check_streams(names)
-        self.names,self.grid,self.pairs = list(names),grid,needs_pairs(names)
+        self.arch,self.names,self.grid,self.pairs = arch,list(names),grid,needs_pairs(names)
         encoder = create_encoder(arch, pretrained, grid=1 if grid == 1 else 0)
         if grid > 1: encoder = nn.Sequential(encoder, nn.AdaptiveAvgPool2d(grid))
         self.encoder = TimeDistributed(encoder, **kwargs)

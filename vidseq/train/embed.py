@@ -13,8 +13,8 @@ from pathlib import Path
 
 import timm
 import torch
-from fastai.vision.all import (BILINEAR, L, Pipeline, Resize, ToTensor, default_device, defaults, fastai_path,
-                               ifnone, parent_label)
+from fastai.vision.all import (L, Pipeline, Resize, ToTensor, default_device, defaults, fastai_path, ifnone,
+                               parent_label)
 
 from ..data.clip import ImageTupleTfm
 from ..data.loader import get_clips
@@ -46,12 +46,13 @@ class EmbedSettings:
         "Return the number of frames that are read"
         return self.n_frames*(2 if needs_pairs(self.names) else 1)
 
+    def resize(self): return Resize(self.size, method='squish')
+
     def reader(self, view=0):
         "Return a function from a path to a uint8 tensor T,3,H,W"
         read = ImageTupleTfm(self.seq_len, self.sampler, self.size, view=view, n_views=self.n_views,
                              pattern=self.pattern)
-        resize = Resize(self.size, method='squish', resamples=(BILINEAR,BILINEAR))
-        tfms = Pipeline([read, resize, ToTensor()], split_idx=1)
+        tfms = Pipeline([read, self.resize(), ToTensor()], split_idx=1)
         return lambda path: torch.stack([torch.Tensor.view(o, o.shape) for o in tfms(path)])
 
     def to_dict(self): return vars(self)

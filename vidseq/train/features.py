@@ -146,6 +146,18 @@ class Features:
         self.groups = [p if g is None else g for g,p in zip(found, self.paths)] if known else None
         self._set_labels(labels)
 
+    def __getstate__(self):
+        "Send the name of the memory-mapped file to other processes, not its content"
+        state,array = dict(vars(self)),self.array
+        if isinstance(array, np.memmap): state['array'] = array.filename,array.dtype.str,array.shape
+        return state
+
+    def __setstate__(self, state):
+        if isinstance(state['array'], tuple):
+            name,dtype,shape = state['array']
+            state['array'] = np.memmap(name, dtype, 'r', shape=shape)
+        vars(self).update(state)
+
     def _set_labels(self, labels):
         self.kind = None if labels is None else choose_kind(None, labels)[0]
         self.labels = None if labels is None else read_labels(labels, self.kind, lambda i: str(self.paths[i]))
