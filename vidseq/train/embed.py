@@ -209,6 +209,8 @@ def default_size(arch # Image encoder
     contract = input_contract(arch)
     return contract.size if contract and _has_fixed_size(arch) else 128
 
+def _clips_digest(name, clips): return hashlib.sha256(json.dumps([name, clips]).encode()).hexdigest()
+
 def _print_report(failed, n_missing, n):
     "Print what was left out"
     for e in failed.values(): print(f'Skipped: {e}')
@@ -246,10 +248,12 @@ def embed(clips, # Paths of videos or folders of frames, the folder of a data se
     store = open_store(ifnone(cache, fastai_path('data')/'features'), encoder, settings)
     embedder = ClipEmbedder(encoder, settings, default_device())
     failed = fill_store(store, embedder, paths, labels, until, executor=executor, n_workers=n_workers)
-    rows = store.find([str(o) for o in paths], [file_key(o) for o in paths])
+    names,keys = [str(o) for o in paths],[file_key(o) for o in paths]
+    rows = store.find(names, keys)
     ready = [i for i,o in enumerate(rows) if o is not None]
     _print_report(failed, len(paths)-len(ready)-len(failed), len(paths))
     too_short = ValueError('seconds: too short to embed a clip. Give more.')
     if not ready: raise next(iter(failed.values()), too_short)
     return Features(store.array(), [paths[i] for i in ready], [rows[i] for i in ready],
-                    labels and [labels[i] for i in ready], group, streams, settings, encoder)
+                    labels and [labels[i] for i in ready], group, streams, settings, encoder,
+                    _clips_digest(store.folder.name, [(names[i],keys[i]) for i in ready]))

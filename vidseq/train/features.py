@@ -136,10 +136,11 @@ class Features:
                  names=('frames',), # Names of the S streams
                  settings=None, # How the features were computed: see `embed`
                  encoder=None, # The `StreamEncoder`
+                 digest:str=None, # Digest of the clips, the encoder and the settings
                 ):
         self.array,self.paths,self.names = array,L(paths),list(names)
         self.rows = np.arange(len(self.paths)) if rows is None else np.asarray(rows, int)
-        self.settings,self.encoder = settings or {},encoder
+        self.settings,self.encoder,self.digest = settings or {},encoder,digest
         self.group = known_group(self.paths, group)
         found = [self.group(o) for o in self.paths] if self.group else []
         known = any(o is not None for o in found)

@@ -163,8 +163,9 @@ def _scale_outputs(head, scale):
 
 def _fit_unit(unit, features, folds, epochs, bs, device, until, threads):
     "Train one head for all folds; return a `HeadFit`, or None if the time is up"
-    if threads: torch.set_num_threads(threads)
     start,(name,stream,seed) = time.time(),unit
+    if until is not None and start > until: return None
+    if threads: torch.set_num_threads(threads)
     s,(targets,scale) = features.names.index(stream),_standardized(features.targets, features.kind)
     with torch.random.fork_rng():
         if issubclass(heads[name], SummaryHead):
