@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Probe', 'probe']
 
-# %% ../../nbs/63_evaluate.probe.ipynb #bc9be27e
+# %% ../../nbs/63_evaluate.probe.ipynb #a3971291
 import hashlib, json, time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from ..data.folds import group_folds
 from .kinds import scores_of_kind
 from ..files import atomic_file, check_range
+from ..models.heads import create_head_for
 from ..models.heads import heads as head_classes
 from ..options import checks_options
 from ..train.features import Features
-from ..train.fit_heads import HeadFit, features_learner, fit_heads
+from ..train.fit_heads import HeadFit, features_learner, fit_heads, predict_head
 
-# %% ../../nbs/63_evaluate.probe.ipynb #b902a21b
+# %% ../../nbs/63_evaluate.probe.ipynb #2163f229
 head_titles = dict(linear='Linear', stats='Linear with changes', attentive='Attention', recurrent='GRU',
                    conv='Temporal convolutions')
 
@@ -57,7 +59,7 @@ def unit_members(units)->list: # Dicts for `StreamModel`
     counts = pd.Series([u[:2] for u in units]).value_counts()
     return [dict(head=h, stream=s, weight=1/int(counts[h,s])) for h,s,_ in units]
 
-# %% ../../nbs/63_evaluate.probe.ipynb #86f6a47e
+# %% ../../nbs/63_evaluate.probe.ipynb #262b7172
 def _probabilities(outputs, kind):
     "Return probabilities, or the numbers"
     if kind == 'class': return outputs.softmax(dim=1)
@@ -97,21 +99,20 @@ def corrected_score(values, # K,N: for each of K models a number for each clip; 
     low,high = np.percentile(found, [50-50*level, 50+50*level])
     return float(np.mean(found)), float(low), float(high)
 
-# %% ../../nbs/63_evaluate.probe.ipynb #40617f61
+# %% ../../nbs/63_evaluate.probe.ipynb #9b2ca760
 class Probe:
     "Hold the cross-validated heads of `probe`: `table`, `scores`, `best`, `learner()`"
     def __init__(self, features, # `Features`
                  folds, # (train, valid) lists of indices for each fold
-                 fits, # (head, stream, seed) -> `HeadFit`
-                 refit=None, # Function from units to a `HeadFit` for each, trained on all clips
+                 fits, # (head, stream, seed) -> `HeadFit` for the folds and, last, for all clips
                 ):
-        self.features,self.folds,self.fits,self.refit = features,folds,fits,refit
+        self.features,self.folds,self.fits = features,folds,fits
         self.units = candidate_units(fits)
         held_out = sorted(i for _,valid in folds for i in valid)
         self.scores = {k: self._score(units, held_out) for k,units in self.units.items()}
 
-    def _score(self, units, idxs):
-        f,outputs = self.features,_mean_outputs(self.fits, units)[idxs]
+    def _score(self, units, idxs, fits=None):
+        f,outputs = self.features,_mean_outputs(fits or self.fits, units)[idxs]
         groups = f.groups and [f.groups[i] for i in idxs]
         return scores_of_kind[f.kind](_probabilities(outputs, f.kind), f.targets[idxs], f.vocab,
                                       [f.paths[i] for i in idxs], groups, f.shape[1])
@@ -130,7 +131,7 @@ class Probe:
         return next(iter(self.units))
 
     def corrected(self):
-        "Return the score of the best and its bounds, corrected for the choice, see `corrected_score`; or None"
+        "Return score and bounds of the best, corrected for the choice (see `corrected_score`), or None"
         values = [_clip_scores(o) for o in self.scores.values()]
         scores = self.scores[self.best]
         units = scores.groups or list(scores.paths)
@@ -166,18 +167,56 @@ class Probe:
         """Return a learner with the encoder and the heads of a candidate, trained on all clips
 
         It has no validation set: it has seen all clips. With `fold`, it has not seen those of the fold."""
-        units = self.units[ifnone(name, self.best)]
-        if fold is None: fits,k,valid = self.refit(units),0,()
-        else: fits,k,valid = self.fits,fold,self.folds[fold][1]
-        states = [fits[u].states[k] for u in units]
+        units,k = self.units[ifnone(name, self.best)],len(self.folds) if fold is None else fold
+        states,valid = [self.fits[u].states[k] for u in units],() if fold is None else self.folds[k][1]
         return features_learner(self.features, unit_members(units), states, valid, **kwargs)
+
+    def time_sensitivity(self, name:str=None, # Name of a candidate; default: the best
+                         n_shuffles:int=3, # Number of random orders to average
+                        )->pd.Series: # Score for 'ordered', 'reversed', 'shuffled' and 'one frame'
+        """Return the score of a candidate on held-out clips in other orders, as `time_sensitivity` does
+
+        A clip of one repeated frame has no motion: its motion images are black."""
+        name = ifnone(name, self.best)
+        rng = np.random.default_rng(0)
+        def score(reorder): return self._score_reordered(self.units[name], reorder)
+        def shuffle(x, stream): return x[:,rng.permutation(x.shape[1])]
+        res = {'ordered': self.scores[name].score, 'reversed': score(lambda x, stream: x.flip(1))}
+        res['shuffled'] = float(np.mean([score(shuffle) for _ in range(n_shuffles)]))
+        if self.features.encoder is not None: res['one frame'] = score(self._one_frame())
+        return pd.Series(res, name=self.scores[name].metric)
+
+    def _one_frame(self):
+        "Return a function that repeats the middle step of frames; other streams show no motion"
+        still = self.features.encoder.still_features(self.features.settings.size)
+        def reorder(x, stream):
+            middle = x[:,x.shape[1]//2] if stream == 'frames' else still[stream].expand_as(x[:,0])
+            return middle[:,None].expand_as(x)
+        return reorder
+
+    def _score_reordered(self, units, reorder):
+        fits,idxs = {},sorted(i for _,valid in self.folds for i in valid)
+        with torch.random.fork_rng():
+            for u in units: fits[u] = self._predict(u, partial(reorder, stream=u[1]))
+        return self._score(units, idxs, fits).score
+
+    def _predict(self, unit, change):
+        "Return a `HeadFit` with the outputs for held-out clips whose features are changed"
+        name,stream,_ = unit
+        f,fit = self.features,self.fits[unit]
+        outputs = torch.zeros_like(fit.outputs)
+        for (_,valid),state in zip(self.folds, fit.states):
+            head = create_head_for(name, f.shape[4:], len(f.vocab)).eval()
+            head.load_state_dict(state)
+            outputs[list(valid)] = predict_head(head, f, stream, list(valid), change=change)
+        return fit._replace(outputs=outputs)
 
     def __repr__(self):
         n = len(self.folds)
         head = f'{n} folds, {len(self.scores[self.best].paths)} clips. Best: {self.best}'
         return f'{head}\n{self.table.to_string(index=False, float_format=lambda o: f"{o:.3f}")}'
 
-# %% ../../nbs/63_evaluate.probe.ipynb #40dfdf2b
+# %% ../../nbs/63_evaluate.probe.ipynb #d3f2c8b4
 class _FitStore:
     "Keep trained heads of the same features and folds on disk"
     def __init__(self, folder, features, folds, epochs):
@@ -220,7 +259,7 @@ def _check_heads(names):
     unknown = [o for o in names if o not in head_classes]
     if unknown or not names: raise ValueError(f'heads: {unknown or "empty"}. Use {", ".join(head_classes)}.')
 
-# %% ../../nbs/63_evaluate.probe.ipynb #04228fb3
+# %% ../../nbs/63_evaluate.probe.ipynb #00d6ebff
 @checks_options
 def probe(features:Features, # Result of `embed`, with labels
           heads=('linear','stats','conv'), # Names of heads, see `models.heads`
@@ -244,8 +283,7 @@ def probe(features:Features, # Result of `embed`, with labels
         folds = group_folds(features.paths, features.labels, features.group, folds, seed)
     until = None if seconds is None else time.time()+seconds
     units,kwargs = probe_units(heads, features.names, n_seeds),dict(executor=executor, n_workers=n_workers)
-    fits = finish_units(features, units[:1], folds, cache, epochs, **kwargs)
-    fits |= finish_units(features, units[1:], folds, cache, epochs, until=until, **kwargs)
-    everything = [(list(range(len(features))), [])]
-    def refit(units): return finish_units(features, units, everything, cache, epochs, **kwargs)
-    return Probe(features, folds, fits, refit)
+    with_all = [*folds, (list(range(len(features))), [])] # the last heads are for use: trained on all clips
+    fits = finish_units(features, units[:1], with_all, cache, epochs, **kwargs)
+    fits |= finish_units(features, units[1:], with_all, cache, epochs, until=until, **kwargs)
+    return Probe(features, folds, fits)

@@ -64,6 +64,16 @@ class StreamEncoder(Module):
         now,later = (x[:,::2],x[:,1::2]) if self.pairs else (x,None)
         return [(streams[o](now, later)-self.mean)/self.std for o in self.names]
 
+    @torch.no_grad()
+    def still_features(self, size:int # Width and height of the images
+                      )->dict: # Name of a stream -> F, or F,h,w
+        "Return the features of the images that show no motion: black or gray"
+        images = {'motion': 0., 'foreground': .5}
+        def encode(value):
+            x = (torch.full((1, 1, 3, size, size), value, device=self.mean.device)-self.mean)/self.std
+            return self.encoder.eval()(x)[0,0].cpu()
+        return {k: encode(v) for k,v in images.items() if k in self.names}
+
     def forward(self, x):
         if self.pairs and x.shape[1]%2: raise ValueError(
             f'x: clips of {x.shape[1]} frames; motion images need pairs. Use an even `seq_len` and '

@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/58_train.fit_heads.ipynb #d9870e86
+# %% ../../nbs/58_train.fit_heads.ipynb #32a17dae
 import time, warnings
 from collections import namedtuple
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import DataBlock, IndexSplitter, ItemGetter, Learner, default_device
+from fastai.vision.all import DataBlock, IndexSplitter, ItemGetter, Learner, default_device, noop
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from vidseq.data.block import ClipBlock, NormalizeInPlace, VideoDataLoaders
 from vidseq.data.labels import label_block
@@ -28,7 +30,7 @@ from vidseq.train.embed import EmbedSettings
 from vidseq.train.frozen import FrozenEncoder
 from vidseq.train.learner import video_learner
 
-# %% ../../nbs/58_train.fit_heads.ipynb #bc44edfb
+# %% ../../nbs/58_train.fit_heads.ipynb #4e5b41c4
 _absent = -20. # logit of a class without training clips
 
 def _logistic(x, y, n_out, C):
@@ -69,7 +71,7 @@ def fit_linear(head, # `SummaryHead`
         head.linear.weight.copy_(torch.from_numpy(w))
         head.linear.bias.copy_(torch.from_numpy(b))
 
-# %% ../../nbs/58_train.fit_heads.ipynb #e70f504b
+# %% ../../nbs/58_train.fit_heads.ipynb #1205d53b
 def _loss(kind):
     if kind == 'class': return partial(F.cross_entropy, label_smoothing=.1)
     return F.binary_cross_entropy_with_logits if kind == 'classes' else F.mse_loss
@@ -122,7 +124,7 @@ def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, un
             for o in trainers: o.train_batch(idxs, x, y)
     return [o.head.eval() for o in trainers]
 
-# %% ../../nbs/58_train.fit_heads.ipynb #cfe76968
+# %% ../../nbs/58_train.fit_heads.ipynb #de4074a8
 HeadFit = namedtuple('HeadFit', 'unit outputs states seconds')
 HeadFit.__doc__ = 'Hold (head, stream, seed), the outputs N,C for held-out clips, the weights for each fold'
 
@@ -138,12 +140,15 @@ def _fit_linear_heads(features, name, s, folds, targets):
     return fitted
 
 @torch.no_grad()
-def predict_head(head, features, stream, idxs, bs=64)->torch.Tensor: # N,C
+def predict_head(head, features, stream, idxs, bs=64,
+                 change=noop, # Function of the features n,T,F
+                )->torch.Tensor: # N,C
     "Return the outputs of a head for clips, averaged over views"
     s,device,outs = features.names.index(stream),next(head.parameters()).device,[]
     for start in range(0, len(idxs), bs):
         part = idxs[start:start+bs]
-        views = [head(_read(features, s, part, v).to(device)).cpu() for v in range(features.shape[1])]
+        xs = [change(_read(features, s, part, v)) for v in range(features.shape[1])]
+        views = [head(x.to(device)).cpu() for x in xs]
         outs.append(torch.stack(views).mean(dim=0))
     return torch.cat(outs) if outs else torch.zeros(0, len(features.vocab))
 
@@ -161,13 +166,21 @@ def _scale_outputs(head, scale):
         layer.weight.mul_(std[:,None])
         layer.bias.mul_(std).add_(mean)
 
-def _fit_unit(unit, features, folds, epochs, bs, device, until, threads):
+@contextmanager
+def _one_thread():
+    "Compute in one thread: those of small problems wait for each other longer than they compute"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        try: yield
+        finally: torch.set_num_threads(n)
+
+def _fit_unit(unit, features, folds, epochs, bs, device, until):
     "Train one head for all folds; return a `HeadFit`, or None if the time is up"
     start,(name,stream,seed) = time.time(),unit
     if until is not None and start > until: return None
-    if threads: torch.set_num_threads(threads)
     s,(targets,scale) = features.names.index(stream),_standardized(features.targets, features.kind)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _one_thread():
         if issubclass(heads[name], SummaryHead):
             fitted = _fit_linear_heads(features, name, s, folds, features.targets)
         else:
@@ -192,13 +205,11 @@ def fit_heads(features, # `Features` with labels
     if device.type != 'cpu': executor,n_workers = None,0
     light = copy(features)
     light.encoder = None
-    threads = 1 if n_workers != 0 or executor else None
-    fit = partial(_fit_unit, features=light, folds=folds, epochs=epochs, bs=bs, device=device, until=until,
-                  threads=threads)
+    fit = partial(_fit_unit, features=light, folds=folds, epochs=epochs, bs=bs, device=device, until=until)
     for _,o in parallel_iter(fit, units, executor, n_workers, name='heads'):
         if o is not None: yield o
 
-# %% ../../nbs/58_train.fit_heads.ipynb #369b609c
+# %% ../../nbs/58_train.fit_heads.ipynb #4bb7fee5
 def features_loaders(features, names, valid=(), bs=8, **kwargs):
     "Create loaders of the clips of `features`, which read the pixels that the features were computed from"
     old = features.settings
