@@ -37,10 +37,13 @@ from vidseq.train.ema import *
 from vidseq.train.rates import *
 from vidseq.train.resume import *
 from vidseq.train.distributed import *
+from vidseq.train.features import *
+from vidseq.train.embed import *
 from vidseq.evaluate.intervals import *
 from vidseq.evaluate.metrics import *
 from vidseq.evaluate.scores import *
 from vidseq.evaluate.interpret import *
+from vidseq.evaluate.probe import *
 from vidseq.evaluate.cross_validation import *
 from vidseq.deploy.card import *
 from vidseq.deploy.saving import *
