@@ -51,7 +51,7 @@ def _reduce(n_features, hidden_size):
 
 def _mean_max(x): return torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=1) # B,T,F -> B,2*F
 
-def _classifier(n_in, n_out, ps): return nn.Sequential(nn.Dropout(ps), nn.Linear(n_in, n_out))
+def _dropout_linear(n_in, n_out, ps): return nn.Sequential(nn.Dropout(ps), nn.Linear(n_in, n_out))
 
 class ConvHead(Module):
     "Convolve over time"
@@ -62,7 +62,7 @@ class ConvHead(Module):
                 ):
         self.reduce = _reduce(n_features, hidden_size)
         self.convs = nn.Sequential(*(o for _ in range(2) for o in self._layers(hidden_size)))
-        self.classify = _classifier(2*hidden_size, n_out, ps)
+        self.classify = _dropout_linear(2*hidden_size, n_out, ps)
 
     @staticmethod
     def _layers(n): return nn.Conv1d(n, n, 3, padding=1), nn.BatchNorm1d(n), nn.ReLU()
@@ -81,7 +81,7 @@ class RecurrentHead(Module):
                 ):
         self.reduce = _reduce(n_features, hidden_size)
         self.rnn = nn.GRU(hidden_size, hidden_size, batch_first=True, bidirectional=True)
-        self.classify = _classifier(4*hidden_size, n_out, ps)
+        self.classify = _dropout_linear(4*hidden_size, n_out, ps)
 
     def forward(self, x): # B,T,F or B,T,F,h,w -> B,`n_out`
         states,_ = self.rnn(self.reduce(as_steps(x))) # B,T,2*H
@@ -112,7 +112,7 @@ class AttentiveHead(Module):
         self.places = nn.Parameter(torch.randn(n_positions, hidden_size)*.02)
         self.attention = nn.MultiheadAttention(hidden_size, n_heads, batch_first=True)
         self.norm = nn.LayerNorm(hidden_size)
-        self.classify = _classifier(n_queries*hidden_size, n_out, ps)
+        self.classify = _dropout_linear(n_queries*hidden_size, n_out, ps)
 
     def _tokens(self, x): # B,T,F or B,T,F,h,w -> B,T*h*w,H
         x = x.reshape(*x.shape[:2], -1, self.n_positions).transpose(2, 3) # B,T,h*w,F

@@ -212,7 +212,7 @@ def default_size(arch # Image encoder
 def _clips_digest(name, clips): return hashlib.sha256(json.dumps([name, clips]).encode()).hexdigest()
 
 def _print_report(failed, n_missing, n):
-    "Print what was left out"
+    "Print the skipped clips and the number of missing ones"
     for e in failed.values(): print(f'Skipped: {e}')
     if n_missing: print(f'{n_missing} of {n} clips are not embedded yet. Run again to embed more.')
 
@@ -237,7 +237,7 @@ def embed(clips, # Paths of videos or folders of frames, the folder of a data se
     """Compute the features of clips with a frozen encoder, or read those that were computed before
 
     Features are stored by the path, size and time of the file, the encoder, its weights and the settings. An
-    interrupted call continues where it stopped. Clips that cannot be read are printed and left out. Raise
+    interrupted call continues where it stopped. Clips that cannot be read are printed and skipped. Raise
     `ValueError` if none can be read."""
     until = None if seconds is None else time.perf_counter()+seconds
     paths,labels,group = _clips_of(clips, labels, group, pattern)

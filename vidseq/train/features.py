@@ -21,7 +21,7 @@ from ..data.splits import known_group
 from ..files import preview_list
 
 # %% ../../nbs/56_train.features.ipynb #e3f27c3a
-def _folder_key(path):
+def _folder_digest(path):
     "Return the number of files in a folder and a digest of their names, sizes and times"
     with os.scandir(path) as entries:
         files = sorted((o.name, o.stat().st_size, o.stat().st_mtime_ns) for o in entries)
@@ -32,7 +32,7 @@ def file_key(path # Video or folder of frames
     "Return what changes when a video or one of the frames in a folder does: sizes and times"
     try: stat = os.stat(path)
     except OSError: return None
-    return _folder_key(path) if os.path.isdir(path) else [stat.st_size, stat.st_mtime_ns]
+    return _folder_digest(path) if os.path.isdir(path) else [stat.st_size, stat.st_mtime_ns]
 
 class FeatureStore:
     "Keep an array of one shape for each of many clips on disk"
@@ -111,7 +111,7 @@ class FeatureStore:
         return np.memmap(self.data, self.dtype, 'r', shape=shape)
 
 # %% ../../nbs/56_train.features.ipynb #ce45bfce
-def _vocab(kind, labels):
+def _label_names(kind, labels):
     "Return the sorted classes, or the names of the numbers"
     if kind == 'numbers': return [f'value {i}' for i in range(len(L(labels[0])))]
     return sorted(dict.fromkeys(flatten_labels(labels)), key=lambda o: (str(type(o)), o))
@@ -164,7 +164,7 @@ class Features:
         self.labels = None if labels is None else read_labels(labels, self.kind, lambda i: str(self.paths[i]))
         if labels is None: self.vocab = self.targets = None
         else:
-            self.vocab = _vocab(self.kind, self.labels)
+            self.vocab = _label_names(self.kind, self.labels)
             self.targets = _targets(self.kind, self.labels, self.vocab)
 
     @property
