@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from fastai.vision.all import (SGD, BnFreeze, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner,
                                ProgressCallback, TensorCategory, TensorImage, accuracy, bn_types, resnet18,
                                resnet34, resnet50, vision_learner)
@@ -533,6 +534,26 @@ def test_features_are_the_originals(source, kind, n_in):
     feats = create_encoder(source.arch, str(getattr(source, kind)), n_in=n_in).eval()(x)
     assert_near(feats, before_classifier(source.net, in_colors(x)))
     assert differ(feats[0], feats[1])
+
+families = ('convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s mobilenet_v2 mobilenet_v3_small '
+            'regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 '
+            'squeezenet1_1 swin_t swin_v2_t')
+large = 'alexnet vgg11_bn wide_resnet50_2'
+networks = families.split() + [pytest.param(o, marks=slow) for o in large.split()]
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', networks)
+def test_maps_are_the_input_of_the_classifier(name, tmp_path):
+    "Compare with what the classifier of torchvision's network gets, for each kind of network"
+    x,seen = clips(1, (64,64), bs=2)[:,0],[]
+    net = lively(partial(getattr(torchvision.models, name), weights=None), on=x)
+    torch.save(net.state_dict(), tmp_path/'net.pth')
+    head = list(net.children())[-1]
+    with head.register_forward_pre_hook(lambda m, args: seen.append(args[0])): net(x)
+    maps = create_encoder(getattr(torchvision.models, name), tmp_path/'net.pth', grid=0).eval()(x)
+    side = round((seen[0].numel()/maps[:,:,0,0].numel())**.5) # of the maps after pooling
+    assert_near(F.adaptive_avg_pool2d(maps, side).flatten(1), seen[0].flatten(1))
+    assert differ(maps[0], maps[1])
 
 @torch.no_grad()
 @pytest.mark.parametrize('source', ['resnet18', 'timm_resnet18', 'small_vit'], indirect=True)

@@ -10,10 +10,9 @@ import inspect, logging
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
+import timm, torch
 import torch.nn.functional as F
-from fastai.vision.all import Flatten, L, Module, create_body, model_meta, nn
-from timm import create_model
+from fastai.vision.all import Flatten, L, Module, has_pool_type, nn, params
 from torchvision.models import DenseNet, VisionTransformer
 
 from .pretrained import packaged_weights, short_download_errors, timm_name
@@ -67,8 +66,9 @@ def _no_timm_warnings():
     finally: logger.setLevel(level)
 
 def _call_timm(name, pretrained, **kwargs):
-    try: return create_model(name, pretrained, dynamic_img_size=True, **kwargs)
-    except TypeError: return create_model(name, pretrained, **kwargs) # only transformers have this argument
+    try: return timm.create_model(name, pretrained, dynamic_img_size=True, **kwargs)
+    except TypeError: # only transformers have this argument
+        return timm.create_model(name, pretrained, **kwargs)
 
 def create_timm(name, # Name of a network in timm
                 pretrained, # Load weights
@@ -113,19 +113,26 @@ def _timm_network(name, pretrained, maps):
     net = create_timm(name, bool(pretrained), state, **kw)
     return _LastMap(net) if maps else net
 
+def _is_pooling(m): return isinstance(m, (nn.Flatten, nn.Dropout)) or has_pool_type(m) and not params(m)
+
+def _remove_classifier(net, name):
+    "Return the layers of `net` before its classifier and the pooling layers in front of it"
+    *body,head = list(net.children()) or [net]
+    while body and _is_pooling(body[-1]): body.pop()
+    ends = _is_pooling(head) or any(isinstance(o, (nn.Linear, nn.AdaptiveAvgPool2d)) for o in head.modules())
+    if body and ends: return nn.Sequential(*body)
+    raise ValueError(f'`arch`: {name} does not end with a linear or pooling layer, so its classifier cannot '
+                     'be removed automatically. Pass a module that maps images to features.')
+
 def _torchvision_network(arch, pretrained, maps):
     parameters = inspect.signature(arch).parameters
     name = getattr(arch, '__name__', arch)
     if not {'weights','pretrained'} & set(parameters): return _custom_network(arch, name, pretrained)
-    meta = model_meta.get(arch, {})
     net = create_published(arch, pretrained is True)
     if pretrained and pretrained is not True: load_weights(net, pretrained)
     if isinstance(net, VisionTransformer): return ViTEncoder(net, maps)
     if isinstance(net, DenseNet): return nn.Sequential(net.features, nn.ReLU()) # as in its `forward`
-    try: return create_body(net, pretrained=False, cut=meta.get('cut'))
-    except StopIteration: raise ValueError(
-        f'`arch`: {name} has no pooling layer, so its classifier cannot be removed automatically. '
-        'Pass a module that maps images to features.') from None
+    return _remove_classifier(net, name)
 
 def _custom_network(arch, name, pretrained):
     if not pretrained: return arch()
