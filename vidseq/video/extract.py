@@ -162,7 +162,8 @@ def _crashed_row(job):
 
 def _report_videos(f, jobs, executor, n_workers, name):
     "Apply `f` to each job in parallel and return the rows as a table"
-    rows = parallel_map(partial(_row_or_failure, f), jobs, executor, n_workers, _crashed_row, name)
+    rows = parallel_map(partial(_row_or_failure, f), jobs, executor, n_workers, crashed=_crashed_row,
+                        name=name)
     return pd.DataFrame(list(rows)).astype({'declared':'Int64'})
 
 def _write_report(report, fname):
