@@ -137,6 +137,26 @@ def _assign_groups(group_ids, classes, n_folds, rng, n_tries=5, most_tries=20):
     return min(tries, key=lambda o: o.cost).folds
 
 # %% ../../nbs/36_data.folds.ipynb #b0c9fc92
+def check_fold(k, train, valid, n):
+    "Raise `ValueError` if a fold is not two disjoint lists of indices of `n` clips"
+    if not len(train) or not len(valid): raise ValueError(f'folds: fold {k+1} has an empty side. Give clips.')
+    odd = next((i for i in [*train, *valid] if not 0 <= i < n), None)
+    if odd is not None: raise ValueError(f'folds: the index {odd} is not one of {n} clips.')
+    both = set(train) & set(valid)
+    if both: raise ValueError(f'folds: clip {min(both)} is on both sides of fold {k+1}. Remove it from one.')
+
+def given_folds(folds, # (train, valid) indices of the clips for each fold
+                n:int, # Number of clips
+               )->list: # (train, valid) lists of integers
+    "Return the folds of the user as lists; raise `ValueError` if they are not folds of `n` clips"
+    folds = [tuple([int(i) for i in side] for side in fold) for fold in folds]
+    for k,(train,valid) in enumerate(folds): check_fold(k, train, valid, n)
+    counts = Counter(i for _,valid in folds for i in valid)
+    twice = [i for i,times in counts.items() if times > 1]
+    if twice: raise ValueError(f'folds: clip {twice[0]} is held out more than once. Hold each clip out once.')
+    if folds: return folds
+    raise ValueError('folds: empty. Give a number of folds, or (train, valid) lists of indices.')
+
 def _check_n_folds(n_folds, n_groups, n_clips):
     "Raise `ValueError` if `n_groups` groups cannot be divided into `n_folds` folds"
     if n_groups < 2:

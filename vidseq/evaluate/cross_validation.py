@@ -16,7 +16,7 @@ from fastai.vision.all import DataLoaders, L, Learner, no_random, parent_label
 from safetensors.torch import save
 
 from ..data.block import VideoDataLoaders
-from ..data.folds import fold_loaders, fold_note, pool_items, split_folds
+from ..data.folds import check_fold, fold_loaders, fold_note, pool_items, split_folds
 from ..data.loader import get_clips
 from ..data.splits import clip_paths
 from .kinds import scores_of_kind
@@ -48,14 +48,6 @@ def _read_labels(pool, info):
     return [torch.as_tensor(o).double().flatten().tolist() for o in encoded]
 
 # %% ../../nbs/62_evaluate.cross_validation.ipynb #98cf2f36
-def _check_fold(k, train, valid, n):
-    "Raise `ValueError` if a fold is not two disjoint lists of indices of `n` clips"
-    if not len(train) or not len(valid): raise ValueError(f'folds: fold {k+1} has an empty side. Give clips.')
-    odd = next((i for i in [*train, *valid] if not 0 <= i < n), None)
-    if odd is not None: raise ValueError(f'folds: the index {odd} is not one of {n} clips.')
-    both = set(train) & set(valid)
-    if both: raise ValueError(f'folds: clip {min(both)} is on both sides of fold {k+1}. Remove it from one.')
-
 def _sorted_by_name(paths): return sorted(range(len(paths)), key=lambda i: str(paths[i]))
 
 def _given_folds(folds, data, paths):
@@ -64,7 +56,7 @@ def _given_folds(folds, data, paths):
     if len(clips) != len(paths):
         raise ValueError(f'folds: {len(clips)} clips are given, but {len(paths)} are used. Give only those.')
     folds = [[[int(i) for i in side] for side in fold] for fold in folds]
-    for k,(train,valid) in enumerate(folds): _check_fold(k, train, valid, len(paths))
+    for k,(train,valid) in enumerate(folds): check_fold(k, train, valid, len(paths))
     pooled = dict(zip(_sorted_by_name(clips), _sorted_by_name(paths)))
     return [tuple([pooled[i] for i in side] for side in fold) for fold in folds]
 

@@ -42,3 +42,27 @@ def statistic_interval(statistic, # Function from weights n,N of the clips to n 
     if len(values) < n/2: return None
     low,high = np.percentile(values, [50-50*level, 50+50*level])
     return float(low),float(high)
+
+# %% ../../nbs/60_evaluate.intervals.ipynb #f2c28ffd
+def corrected_score(values, # K,N: for each of K models a number for each clip; larger is better
+                    groups, # The group of each clip
+                    n:int=2000, # Number of bootstrap samples
+                    level:float=.95, seed:int=0
+                   )->tuple: # Score, lower and upper bound
+    """Estimate the score of the model that was chosen as the best of K on the same folds
+
+    The best of several models is partly lucky. For each bootstrap sample of the groups, the best model on the
+    sample is scored on the groups outside it: [Tsamardinos et al.,
+    2018](https://doi.org/10.1007/s10994-018-5714-4)."""
+    values = np.asarray(values)
+    names,ids = np.unique([str(o) for o in groups], return_inverse=True)
+    sums = np.stack([np.bincount(ids, v, len(names)) for v in values]) # K,groups
+    sizes,rng,found = np.bincount(ids),np.random.default_rng(seed),[]
+    for _ in range(n):
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        outside = times == 0
+        if not outside.any(): continue
+        best = (sums@times).argmax()
+        found.append(sums[best,outside].sum()/sizes[outside].sum())
+    low,high = np.percentile(found, [50-50*level, 50+50*level])
+    return float(np.mean(found)), float(low), float(high)

@@ -8,6 +8,7 @@ __all__ = ['probe']
 # %% ../../nbs/63_evaluate.probe.ipynb #a3971291
 import hashlib, json, time
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ import torch
 from fastai.vision.all import Learner, ifnone
 from safetensors.torch import load_file, save_file
 
-from ..data.folds import group_folds
+from ..data.folds import given_folds, group_folds
+from .intervals import corrected_score
 from .kinds import scores_of_kind
 from ..files import atomic_file, check_range
 from ..models.heads import create_head_for
 from ..models.heads import heads as head_classes
-from ..options import checks_options
+from ..options import checks_options, nearest_name
 from ..train.features import Features
 from ..train.fit_heads import HeadFit, features_learner, fit_heads, predict_head
 
@@ -75,29 +77,6 @@ def _clip_scores(scores):
     "Return a number for each clip whose mean is the main score, or None if there is none"
     if scores.kind == 'class': return scores.right.astype(float)
     return -abs(scores.errors).mean(1) if scores.kind == 'numbers' else None
-
-def corrected_score(values, # K,N: for each of K models a number for each clip; larger is better
-                    groups, # The group of each clip
-                    n:int=2000, # Number of bootstrap samples
-                    level:float=.95, seed:int=0
-                   )->tuple: # Score, lower and upper bound
-    """Estimate the score of the model that was chosen as the best of K on the same folds
-
-    The best of several models is partly lucky. For each bootstrap sample of the groups, the best model on the
-    sample is scored on the groups outside it: [Tsamardinos et al.,
-    2018](https://doi.org/10.1007/s10994-018-5714-4)."""
-    values = np.asarray(values)
-    names,ids = np.unique([str(o) for o in groups], return_inverse=True)
-    sums = np.stack([np.bincount(ids, v, len(names)) for v in values]) # K,groups
-    sizes,rng,found = np.bincount(ids),np.random.default_rng(seed),[]
-    for _ in range(n):
-        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        outside = times == 0
-        if not outside.any(): continue
-        best = (sums@times).argmax()
-        found.append(sums[best,outside].sum()/sizes[outside].sum())
-    low,high = np.percentile(found, [50-50*level, 50+50*level])
-    return float(np.mean(found)), float(low), float(high)
 
 # %% ../../nbs/63_evaluate.probe.ipynb #9b2ca760
 class Probe:
@@ -160,6 +139,12 @@ class Probe:
         return {'head': name, metric: scores.score, 'low': low, 'high': high,
                 'seconds': round(self.seconds(name), 1), 'params': self.n_params(name)}
 
+    def _units_of(self, name):
+        "Return the units of a candidate; default: the best"
+        if name is None or name in self.units: return self.units[ifnone(name, self.best)]
+        near = nearest_name(name, list(self.units))
+        raise ValueError(f'name={name!r}: no such candidate. Did you mean {near or self.best!r}?')
+
     def learner(self, name:str=None, # Name of a candidate; default: the best
                 fold:int=None, # Use the heads of this fold, with its clips for validation
                 **kwargs # Passed to `VideoDataLoaders`: `bs`, `num_workers`
@@ -167,7 +152,8 @@ class Probe:
         """Return a learner with the encoder and the heads of a candidate, trained on all clips
 
         It has no validation set: it has seen all clips. With `fold`, it has not seen those of the fold."""
-        units,k = self.units[ifnone(name, self.best)],len(self.folds) if fold is None else fold
+        check_range('fold', fold, 0, len(self.folds)-1)
+        units,k = self._units_of(name),ifnone(fold, len(self.folds))
         states,valid = [self.fits[u].states[k] for u in units],() if fold is None else self.folds[k][1]
         return features_learner(self.features, unit_members(units), states, valid, **kwargs)
 
@@ -177,9 +163,10 @@ class Probe:
         """Return the score of a candidate on held-out clips in other orders, as `time_sensitivity` does
 
         A clip of one repeated frame has no motion: its motion images are black."""
-        name = ifnone(name, self.best)
+        check_range('n_shuffles', n_shuffles, 1)
+        units,name = self._units_of(name),ifnone(name, self.best)
         rng = np.random.default_rng(0)
-        def score(reorder): return self._score_reordered(self.units[name], reorder)
+        def score(reorder): return self._score_reordered(units, reorder)
         def shuffle(x, stream): return x[:,rng.permutation(x.shape[1])]
         res = {'ordered': self.scores[name].score, 'reversed': score(lambda x, stream: x.flip(1))}
         res['shuffled'] = float(np.mean([score(shuffle) for _ in range(n_shuffles)]))
@@ -220,7 +207,7 @@ class Probe:
 class _FitStore:
     "Keep trained heads of the same features and folds on disk"
     def __init__(self, folder, features, folds, epochs):
-        parts = [features.digest, features.kind, [str(o) for o in features.labels], epochs,
+        parts = [features.digest, features.kind, features.vocab, features.labels, epochs,
                  [[list(map(int, o)) for o in fold] for fold in folds]]
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         self.folder = Path(folder)/f'heads-{digest}' if folder and features.digest else None
@@ -259,6 +246,12 @@ def _check_heads(names):
     unknown = [o for o in names if o not in head_classes]
     if unknown or not names: raise ValueError(f'heads: {unknown or "empty"}. Use {", ".join(head_classes)}.')
 
+def _fold_lists(folds, features, seed):
+    "Return the folds of the user, checked, or folds of whole groups"
+    if folds is not None and not isinstance(folds, Integral): return given_folds(folds, len(features))
+    n_folds = None if folds is None else int(folds)
+    return group_folds(features.paths, features.labels, features.group, n_folds, seed)
+
 # %% ../../nbs/63_evaluate.probe.ipynb #00d6ebff
 @checks_options
 def probe(features:Features, # Result of `embed`, with labels
@@ -279,8 +272,8 @@ def probe(features:Features, # Result of `embed`, with labels
     _check_heads(heads)
     check_range('n_seeds', n_seeds, 1)
     if features.kind is None: raise ValueError('features: have no labels. Give `labels` to `embed`.')
-    if folds is None or isinstance(folds, int):
-        folds = group_folds(features.paths, features.labels, features.group, folds, seed)
+    check_range('epochs', epochs, 1)
+    folds = _fold_lists(folds, features, seed)
     until = None if seconds is None else time.time()+seconds
     units,kwargs = probe_units(heads, features.names, n_seeds),dict(executor=executor, n_workers=n_workers)
     with_all = [*folds, (list(range(len(features))), [])] # the last heads are for use: trained on all clips

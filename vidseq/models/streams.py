@@ -34,6 +34,8 @@ def check_streams(names # Names of streams
                  ):
     "Raise `ValueError` for unknown or missing streams"
     unknown = [o for o in names if o not in streams]
+    twice = [o for i,o in enumerate(names) if o in names[:i]]
+    if twice: raise ValueError(f'streams: {preview_list(twice)} more than once. Give each stream once.')
     if not unknown and len(names): return
     raise ValueError(f'streams: {preview_list(unknown) if unknown else "empty"}. '
                      f'Use one or more of {", ".join(streams)}.')

@@ -17,14 +17,15 @@ from fastai.vision.all import (L, Pipeline, Resize, ToTensor, default_device, de
                                parent_label)
 
 from ..data.clip import ImageTupleTfm
+from ..data.labels import choose_kind, read_labels
 from ..data.loader import get_clips
 from ..data.samplers import pair_frames, spread_frames
-from ..data.splits import clip_paths, dls_group
+from ..data.splits import clip_paths, dls_group, known_group
 from ..files import atomic_file, check_range, preview_list
 from ..models.pretrained import input_contract, timm_name
 from ..models.streams import StreamEncoder, check_streams, needs_pairs
 from ..options import checks_options
-from ..parallel import parallel_iter
+from ..parallel import parallel_iter, progress
 from .features import Features, FeatureStore, file_key
 from .outputs import labels_of
 from ..video.decode import VideoError
@@ -35,7 +36,7 @@ class EmbedSettings:
     def __init__(self, names, n_frames=16, size=128, n_views=1, pattern=None):
         check_streams(names)
         for name,o in (('n_frames', n_frames), ('size', size), ('n_views', n_views)): check_range(name, o, 1)
-        self.names,self.n_frames,self.size,self.n_views = list(names),n_frames,size,n_views
+        self.names,self.n_frames,self.size,self.n_views = list(names),int(n_frames),int(size),int(n_views)
         self.pattern = pattern
 
     @property
@@ -74,14 +75,16 @@ class ClipEmbedder:
     def encode(self, frames): # uint8 V,T,3,H,W -> V,S,T,F
         "Encode frames, in half precision on a GPU"
         encoder = self.encoder.eval().to(self.device)
-        x = (frames.to(self.device).float()/255-encoder.mean)/encoder.std
-        with torch.autocast(self.device.type, enabled=self.device.type == 'cuda'): out = encoder(x)
-        return out.float().cpu().numpy()
+        def encode_view(x): # T,3,H,W -> S,T,F
+            x = (x[None].to(self.device).float()/255-encoder.mean)/encoder.std
+            with torch.autocast(self.device.type, enabled=self.device.type == 'cuda'): return encoder(x)[0]
+        return torch.stack([encode_view(o).float().cpu() for o in frames]).numpy() # a view at a time: memory
 
     def __call__(self, path):
-        if self.threads: torch.set_num_threads(self.threads)
         frames = self.read(path)
-        return frames if isinstance(frames, Exception) else self.encode(frames)
+        if isinstance(frames, Exception): return frames
+        if self.threads: torch.set_num_threads(self.threads)
+        return self.encode(frames)
 
 class _Frames(torch.utils.data.Dataset):
     "Read clips in the workers of a torch loader"
@@ -93,10 +96,14 @@ def _first(items): return items[0]
 
 def _run_on_device(embedder, paths, n_workers):
     "Yield the index and features of clips that worker processes read and this process encodes"
-    loader = torch.utils.data.DataLoader(_Frames(embedder, paths), batch_size=1, collate_fn=_first,
+    reader = ClipEmbedder(None, embedder.settings) # workers do not need the encoder
+    loader = torch.utils.data.DataLoader(_Frames(reader, paths), batch_size=1, collate_fn=_first,
                                          num_workers=n_workers)
-    for i,frames in enumerate(loader):
+    for i,frames in enumerate(progress(loader, len(paths), 'embedded')):
         yield i, frames if isinstance(frames, Exception) else embedder.encode(frames)
+
+def _crashed(path):
+    return VideoError(path, 'the process that read it died twice: out of memory, or an error in the decoder')
 
 def encode_clips(embedder, # `ClipEmbedder`
                  paths, executor=None, n_workers=None):
@@ -105,7 +112,7 @@ def encode_clips(embedder, # `ClipEmbedder`
         return _run_on_device(embedder, paths, ifnone(n_workers, defaults.cpus))
     threads = None if n_workers == 0 and executor is None else 1
     embedder = ClipEmbedder(embedder.encoder, embedder.settings, 'cpu', threads)
-    return parallel_iter(embedder, paths, executor=executor, n_workers=n_workers, name='embedded')
+    return parallel_iter(embedder, paths, executor, n_workers, _crashed, name='embedded')
 
 # %% ../../nbs/57_train.embed.ipynb #d57837a4
 def _digest(encoder, settings):
@@ -118,15 +125,16 @@ def _digest(encoder, settings):
 
 def _feature_shape(encoder, settings):
     "Return the shape V,S,T,F of the features of a clip"
-    size = settings.size
-    with torch.no_grad(): out = encoder.eval()(torch.zeros(1, 2, 3, size, size))
+    x = torch.zeros(1, 2, 3, settings.size, settings.size, device=encoder.mean.device)
+    with torch.no_grad(): out = encoder.eval()(x)
     return settings.n_views, len(settings.names), settings.n_frames, *out.shape[3:]
 
 def open_store(folder, encoder, settings)->FeatureStore:
     "Open or create the store of features that `encoder` computes with `settings`"
     folder = Path(folder)/_digest(encoder, settings)
     store = FeatureStore(folder, _feature_shape(encoder, settings))
-    with atomic_file(folder/'settings.json') as part: part.write_text(json.dumps(settings.to_dict()))
+    if not (folder/'settings.json').exists(): # else it can be read-only
+        with atomic_file(folder/'settings.json') as part: part.write_text(json.dumps(settings.to_dict()))
     return store
 
 def _spread_order(todo, labels):
@@ -138,26 +146,28 @@ def _spread_order(todo, labels):
         keys.append((int(f'{ranks[label]:032b}'[::-1], 2), n)) # van der Corput: halves, quarters, …
     return [todo[n] for _,n in sorted(keys)]
 
-def fill_store(store, embedder, paths, labels=None, until=None, **kwargs):
-    """Compute and store the features that are missing, up to the time `until` (of `time.perf_counter`)
-
-    Return path -> `VideoError` for the clips that cannot be read."""
-    names,failed = [str(o) for o in paths],{}
-    with store.lock():
-        keys = [file_key(o) for o in paths]
-        rows = store.find(names, keys)
-        for name,row in zip(names, rows):
-            if row is None and name in store.rows: store.forget(name)
-        todo = [i for i,row in enumerate(rows) if row is None]
-        free = dict(zip(todo, store.free_rows()))
-        todo = _spread_order(todo, labels)
-        with closing(encode_clips(embedder, [names[i] for i in todo], **kwargs)) as done:
-            for n,found in done:
-                i = todo[n]
-                if isinstance(found, Exception): failed[paths[i]] = found
-                else: store.write(names[i], keys[i], free[i], found)
-                if until is not None and time.perf_counter() > until: break
+def _compute_missing(store, embedder, names, keys, labels, until, **kwargs):
+    "Compute and store the features that are missing; return name -> `VideoError` for unreadable clips"
+    todo = [i for i,row in enumerate(store.find(names, keys)) if row is None]
+    free,failed = dict(zip(todo, store.free_rows())),{}
+    todo = _spread_order(todo, labels)
+    with closing(encode_clips(embedder, [names[i] for i in todo], **kwargs)) as done:
+        for n,found in done:
+            i = todo[n]
+            if isinstance(found, Exception): failed[names[i]] = found
+            else: store.write(names[i], keys[i], free[i], found)
+            if until is not None and time.perf_counter() > until: break
     return failed
+
+def fill_store(store, embedder, names, keys, labels=None,
+               until=None, # Time of `time.perf_counter` to stop at
+               **kwargs)->dict: # Path -> `VideoError` for the clips that cannot be read
+    "Compute and store the features that are missing, unless another process does until the time is up"
+    if None not in store.find(names, keys): return {}
+    timeout = -1 if until is None else max(until-time.perf_counter(), 0)
+    with store.lock(timeout) as is_mine:
+        if is_mine: return _compute_missing(store, embedder, names, keys, labels, until, **kwargs)
+    return {}
 
 # %% ../../nbs/57_train.embed.ipynb #14a255a3
 def _decode_label(o, kind, names):
@@ -173,6 +183,14 @@ def _loader_clips(dls):
     labels = [_decode_label(o, kind, names) for ds in sets for o in ds.tls[-1]]
     return [p for ds in sets for p in clip_paths(ds)], labels
 
+def _label_list(labels, paths):
+    "Return the labels of clips as plain values; raise `ValueError` for missing ones"
+    if labels is None: return None
+    labels = [labels(o) for o in paths] if callable(labels) else list(labels)
+    if len(labels) != len(paths):
+        raise ValueError(f'labels: {len(labels)} labels for {len(paths)} clips. Give one for each clip.')
+    return read_labels(labels, choose_kind(None, labels)[0], lambda i: str(paths[i]))
+
 def _clips_of(clips, labels, group, pattern):
     "Return paths, labels and the group function of a folder, a list of paths or `DataLoaders`"
     if hasattr(clips, 'loaders'):
@@ -181,8 +199,7 @@ def _clips_of(clips, labels, group, pattern):
     elif isinstance(clips, (str,Path)): clips = get_clips(clips, pattern)
     paths = [Path(o).absolute() for o in clips]
     if not paths: raise ValueError('clips: empty. Give a folder, or a list of videos.')
-    labels = [labels(o) for o in paths] if callable(labels) else labels
-    return paths, labels, group
+    return paths, _label_list(labels, paths), known_group(paths, group)
 
 def _check_repeated(paths):
     "Raise `ValueError` if a clip is given twice"
@@ -206,6 +223,7 @@ def default_size(arch # Image encoder
 
     Transformers need the size that they were trained with. Convolutional networks accept any size; 128 pixels
     take a third of the time of 224, and small encoders lose little."""
+    arch = getattr(arch, 'arch', arch) # that of a `StreamEncoder`
     contract = input_contract(arch)
     return contract.size if contract and _has_fixed_size(arch) else 128
 
@@ -242,13 +260,14 @@ def embed(clips, # Paths of videos or folders of frames, the folder of a data se
     until = None if seconds is None else time.perf_counter()+seconds
     paths,labels,group = _clips_of(clips, labels, group, pattern)
     _check_repeated(paths)
-    settings = EmbedSettings(streams, n_frames, size or default_size(encoder), n_views, pattern)
+    streams = [streams] if isinstance(streams, str) else list(streams)
+    settings = EmbedSettings(streams, n_frames, ifnone(size, default_size(encoder)), n_views, pattern)
     if not isinstance(encoder, StreamEncoder): encoder = StreamEncoder(encoder, streams, pretrained, grid)
     _check_encoder(encoder, streams, grid)
     store = open_store(ifnone(cache, fastai_path('data')/'features'), encoder, settings)
     embedder = ClipEmbedder(encoder, settings, default_device())
-    failed = fill_store(store, embedder, paths, labels, until, executor=executor, n_workers=n_workers)
     names,keys = [str(o) for o in paths],[file_key(o) for o in paths]
+    failed = fill_store(store, embedder, names, keys, labels, until, executor=executor, n_workers=n_workers)
     rows = store.find(names, keys)
     ready = [i for i,o in enumerate(rows) if o is not None]
     _print_report(failed, len(paths)-len(ready)-len(failed), len(paths))

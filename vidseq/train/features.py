@@ -6,33 +6,38 @@
 __all__ = ['Features', 'nearest']
 
 # %% ../../nbs/56_train.features.ipynb #1d906316
-import hashlib, itertools, json, math, os
-from contextlib import contextmanager
+import hashlib, itertools, json, math, mmap, os
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import DataLoader, DataLoaders, L
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..data.labels import choose_kind, flatten_labels, read_labels
 from ..data.splits import known_group
 from ..files import preview_list
 
 # %% ../../nbs/56_train.features.ipynb #e3f27c3a
+def _size_and_time(entry):
+    try: stat = entry.stat()
+    except OSError: return None, None # a broken link
+    return stat.st_size, stat.st_mtime_ns
+
 def _folder_digest(path):
     "Return the number of files in a folder and a digest of their names, sizes and times"
-    with os.scandir(path) as entries:
-        files = sorted((o.name, o.stat().st_size, o.stat().st_mtime_ns) for o in entries)
+    with os.scandir(path) as entries: files = sorted((o.name, *_size_and_time(o)) for o in entries)
     return [len(files), hashlib.sha256(repr(files).encode(errors='surrogateescape')).hexdigest()]
 
 def file_key(path # Video or folder of frames
-            )->list: # Data for JSON; None if it does not exist
+            )->list: # Data for JSON; None if it cannot be read
     "Return what changes when a video or one of the frames in a folder does: sizes and times"
-    try: stat = os.stat(path)
-    except OSError: return None
-    return _folder_digest(path) if os.path.isdir(path) else [stat.st_size, stat.st_mtime_ns]
+    try:
+        stat = os.stat(path)
+        return _folder_digest(path) if os.path.isdir(path) else [stat.st_size, stat.st_mtime_ns]
+    except (OSError,ValueError): return None # ValueError: a null character in the path
 
 class FeatureStore:
     "Keep an array of one shape for each of many clips on disk"
@@ -43,14 +48,25 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.data,self.index = self.folder/'features.bin',self.folder/'index.jsonl'
         self.row_bytes = math.prod(self.shape)*self.dtype.itemsize
+        self.used = set() # rows in the index, also those of clips that have changed since
         self.rows = self._read_index() # path -> row, key
 
     @contextmanager
-    def lock(self):
+    def lock(self, timeout:float=-1 # Seconds to wait for other processes; -1: as long as they take
+            ): # Whether this process can add clips
         "Let one process at a time add clips; read what others have added"
-        with FileLock(self.folder/'.vidseq.lock'):
+        lock = FileLock(self.folder/'.vidseq.lock')
+        is_mine = self._acquire(lock, timeout)
+        try:
             self.rows = self._read_index()
-            yield
+            yield is_mine
+        finally: lock.release()
+
+    def _acquire(self, lock, timeout):
+        with suppress(Timeout): return bool(lock.acquire(timeout=0))
+        print(f'{self.folder}: another process adds features. Waiting for it.', flush=True)
+        with suppress(Timeout): return bool(lock.acquire(timeout=timeout))
+        return False
 
     def _n_rows(self): return self.data.stat().st_size//self.row_bytes if self.data.exists() else 0
 
@@ -59,10 +75,12 @@ class FeatureStore:
         lines = self.index.read_bytes().split(b'\n')[:-1] if self.index.exists() else []
         rows,n_rows = {},self._n_rows()
         for line in lines:
-            try: path,row,key = json.loads(line)
-            except ValueError: continue
-            if row is None: rows.pop(path, None)
-            elif row < n_rows: rows[path] = row,key
+            try:
+                path,row,key = json.loads(line)
+                if row >= n_rows: continue
+            except (ValueError,TypeError): continue
+            rows[path] = row,key
+            self.used.add(row)
         return rows
 
     def find(self, paths, # Absolute paths as text
@@ -70,17 +88,13 @@ class FeatureStore:
             )->list: # Row of each; None: missing or changed
         "Return the rows of clips"
         found = [self.rows.get(o, (None,None)) for o in paths]
-        return [row if old == key else None for (row,old),key in zip(found, keys)]
-
-    def forget(self, path):
-        "Remove a clip whose file has changed, so that its row can be used again"
-        self._append(json.dumps([path, None, None]))
-        del self.rows[path]
+        return [row if key is not None and old == key else None for (row,old),key in zip(found, keys)]
 
     def free_rows(self):
-        "Yield the numbers of rows that belong to no clip, in order"
-        used = {row for row,_ in self.rows.values()}
-        return (row for row in itertools.count() if row not in used)
+        """Yield the numbers of rows that were never written, in order
+
+        The old rows of changed clips remain: they may be in use."""
+        return (row for row in itertools.count() if row not in self.used)
 
     def write(self, path, key, row, array):
         "Store the array of a clip in `row`"
@@ -90,15 +104,16 @@ class FeatureStore:
         self._write_at(row*self.row_bytes, array)
         self._append(json.dumps([path, row, key]))
         self.rows[path] = row,key
+        self.used.add(row)
 
     def _write_at(self, start, array):
-        with open(self.data, 'r+b' if self.data.exists() else 'w+b', buffering=0) as f:
+        with open(self.data, 'r+b' if self.data.exists() else 'w+b') as f: # raises if the disk is full
             f.seek(start)
             f.write(array)
 
     def _append(self, line):
         "Append a line to the index; end a line that a killed process left incomplete"
-        with open(self.index, 'a+b', buffering=0) as f:
+        with open(self.index, 'a+b') as f:
             if f.tell():
                 f.seek(-1, os.SEEK_END)
                 if f.read(1) != b'\n': line = '\n'+line
@@ -121,6 +136,15 @@ def _targets(kind, labels, vocab):
     if kind == 'class': return torch.tensor([vocab.index(o) for o in labels])
     if kind == 'classes': return torch.tensor([[float(c in L(o)) for c in vocab] for o in labels])
     return torch.tensor([[float(v) for v in L(o)] for o in labels])
+
+# %% ../../nbs/56_train.features.ipynb #e7453782
+class _Items:
+    "Read the features B,S,T,F (view 0) and the target of each of some clips"
+    def __init__(self, features, idxs): self.features,self.idxs = features,idxs
+    def __len__(self): return len(self.idxs)
+    def __getitem__(self, i):
+        i = self.idxs[i]
+        return torch.from_numpy(np.array(self.features[i][0])), self.features.targets[i]
 
 # %% ../../nbs/56_train.features.ipynb #c134d35c
 class Features:
@@ -150,7 +174,8 @@ class Features:
     def __getstate__(self):
         "Send the name of the memory-mapped file to other processes, not its content"
         state,array = dict(vars(self)),self.array
-        if isinstance(array, np.memmap): state['array'] = array.filename,array.dtype.str,array.shape
+        is_file = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and not array.offset
+        if is_file: state['array'] = array.filename,array.dtype.str,array.shape
         return state
 
     def __setstate__(self, state):
@@ -212,10 +237,9 @@ class Features:
         "Create loaders of features and labels, to train a head with a fastai `Learner`"
         if self.targets is None: raise ValueError('features: have no labels. Give `labels` to `embed`.')
         valid = set(valid)
-        def items(idxs): return [(torch.from_numpy(np.array(self[i][0])), self.targets[i]) for i in idxs]
         train = [i for i in range(len(self)) if i not in valid]
-        train_dl = DataLoader(items(train), bs=bs, **dict(shuffle=True) | kwargs)
-        dls = DataLoaders(train_dl, DataLoader(items(sorted(valid)), bs=bs))
+        train_dl = DataLoader(_Items(self, train), bs=bs, **dict(shuffle=True) | kwargs)
+        dls = DataLoaders(train_dl, DataLoader(_Items(self, sorted(valid)), bs=bs))
         dls.vocab,dls.c = L(self.vocab),len(self.vocab)
         return dls
 
@@ -236,13 +260,21 @@ def clip_vectors(features)->np.ndarray: # N,S*F of length 1
              for s in range(len(features.names))]
     return unit(np.concatenate([unit(o-o.mean(0)) for o in means], axis=1))
 
+# %% ../../nbs/56_train.features.ipynb #21ae6922
+def _position(features, clip):
+    "Return the index of a clip, given by its index or its path"
+    if hasattr(clip, '__index__'): return range(len(features))[clip]
+    found = [i for i,o in enumerate(features.paths) if Path(o).absolute() == Path(clip).absolute()]
+    if found: return found[0]
+    raise ValueError(f'clip={clip}: not one of {len(features)} clips. Give the path of one or its index.')
+
 # %% ../../nbs/56_train.features.ipynb #d7875c1a
 def nearest(features:Features, # Result of `embed`
             clip, # Index or path of one of its clips
             n:int=5, # Number of clips to return
            )->pd.DataFrame: # Columns path, label, similarity; the most similar clip first
     "Return the clips of `features` that are most similar to `clip`, by the cosine of their mean features"
-    i = clip if isinstance(clip, int) else features.paths.index(Path(clip))
+    i = _position(features, clip)
     vectors = clip_vectors(features)
     similarity = vectors@vectors[i]
     order = [o for o in np.argsort(-similarity, kind='stable') if o != i][:n]

@@ -9,7 +9,7 @@ __all__ = []
 import time, warnings
 from collections import namedtuple
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from functools import partial
 
 import numpy as np
@@ -128,16 +128,22 @@ def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, un
 HeadFit = namedtuple('HeadFit', 'unit outputs states seconds')
 HeadFit.__doc__ = 'Hold (head, stream, seed), the outputs N,C for held-out clips, the weights for each fold'
 
+def _summaries(head, features, s, bs=64):
+    "Return the statistics of the clips in each view: V,N,F"
+    parts = torch.arange(len(features)).split(bs) # the features of all clips may not fit in memory
+    views = [[head.summarize(_read(features, s, o, v)) for o in parts] for v in range(features.shape[1])]
+    return torch.stack([torch.cat(o) for o in views])
+
 def _fit_linear_heads(features, name, s, folds, targets):
     "Return the fitted linear head of each fold"
-    fitted,(_,n_views,_,_,*shape) = [],features.shape
-    y = targets.numpy()
+    n_views,shape,y,heads_ = features.shape[1],features.shape[4:],targets.numpy(),[]
     for train,_ in folds:
         head = create_head_for(name, shape, len(features.vocab))
-        x = torch.cat([head.summarize(_read(features, s, train, v)) for v in range(n_views)])
-        fit_linear(head, x.double().numpy(), np.concatenate([y[list(train)]]*n_views), features.kind)
-        fitted.append(head.eval())
-    return fitted
+        if not heads_: summaries = _summaries(head, features, s)
+        x = summaries[:,list(train)].flatten(0, 1).double().numpy() # V,n,F -> V*n,F
+        fit_linear(head, x, np.concatenate([y[list(train)]]*n_views), features.kind)
+        heads_.append(head.eval())
+    return heads_
 
 @torch.no_grad()
 def predict_head(head, features, stream, idxs, bs=64,
@@ -204,7 +210,7 @@ def fit_heads(features, # `Features` with labels
     device = default_device()
     if device.type != 'cpu': executor,n_workers = None,0
     light = copy(features)
-    light.encoder = None
+    light.encoder = light.group = None # a `group` may be a lambda, which cannot be sent to processes
     fit = partial(_fit_unit, features=light, folds=folds, epochs=epochs, bs=bs, device=device, until=until)
     for _,o in parallel_iter(fit, units, executor, n_workers, name='heads'):
         if o is not None: yield o
@@ -235,7 +241,9 @@ def features_learner(features, # `Features` with labels
                     )->Learner:
     "Put the encoder of `features` and trained heads into a learner with a frozen encoder"
     encoder = features.encoder
-    model = StreamModel(encoder.arch, len(features.vocab), members, pretrained=False, grid=encoder.grid)
+    if encoder is None: raise ValueError('features: have no encoder. Create them with `embed`.')
+    arch = deepcopy(encoder.arch) if isinstance(encoder.arch, torch.nn.Module) else encoder.arch
+    model = StreamModel(arch, len(features.vocab), members, pretrained=False, grid=encoder.grid)
     model.encoder.load_state_dict(encoder.state_dict())
     for head,state in zip(model.head.heads, states): head.load_state_dict(state)
     dls = features_loaders(features, model.encoder.names, valid, **kwargs)
