@@ -1,11 +1,19 @@
 "Test features of clips: equal to what an assembled learner computes, and stored whatever happens."
 import json
+import multiprocessing
+import os
+import shutil
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_python
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, nn, noop, resnet18
+from filelock import FileLock
 
 from vidseq.data.loader import get_clips
 import vidseq.deploy.saving # noqa: F401 (`Learner.save_pretrained`)
@@ -13,9 +21,10 @@ from vidseq.models.encoders import small_cnn
 from vidseq.models.heads import create_head_for
 from vidseq.models.frame_models import clip_splitter
 from vidseq.models.streams import StreamHead
-from vidseq.train.embed import embed
+from vidseq.train.embed import ClipEmbedder, embed
 from vidseq.train.fit_heads import features_learner
 from vidseq.train.frozen import FrozenEncoder
+from vidseq.video.decode import extract_frames
 
 head_names = ['linear', 'stats', 'attentive', 'recurrent', 'conv']
 
@@ -123,3 +132,212 @@ def test_head_trained_on_the_cache(make_shapes, tmp_path, encoder, options):
         slow,slow_seconds = train_head(dls, learn.model, learn.model.head, state, epochs)
         print(f'{name}: {fast_seconds:.2f} s on the cache, {slow_seconds:.2f} s through the encoder')
         for k,o in slow.items(): torch.testing.assert_close(fast[k], o, rtol=0, atol=1e-4)
+
+
+# The store
+
+def small_features(clips, cache, seed=0, **kwargs):
+    "Embed clips with a small random encoder"
+    torch.manual_seed(seed)
+    options = dict(encoder=small_cnn, pretrained=False, n_frames=2, size=32, labels=None, n_workers=0)
+    return embed(clips, cache=cache, **options | kwargs)
+
+
+def stores(cache): return sorted(o for o in cache.iterdir() if o.is_dir())
+
+
+def content(cache):
+    "Return the bytes of the features in the only store, and path -> row of its index"
+    [store] = stores(cache)
+    lines = [json.loads(o) for o in (store/'index.jsonl').read_text().splitlines() if o.endswith(']')]
+    return (store/'features.bin').read_bytes(), {path: row for path,row,_ in lines}
+
+
+@contextmanager
+def no_encoding():
+    "Fail where a clip is encoded"
+    def fail(*_): raise AssertionError('the encoder was used')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipEmbedder, '__call__', fail)
+        yield
+
+
+def embed_here(cache, clips, n_workers):
+    "Embed clips in a child process"
+    torch.set_num_threads(1)
+    small_features(clips, cache, n_workers=n_workers)
+
+
+def start_child(cache, clips, n_workers=0):
+    "Start a process that embeds clips, from a server that has imported torch"
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['vidseq.train.embed', 'vidseq.deploy.saving'])
+    child = context.Process(target=embed_here, args=(cache, clips, n_workers))
+    child.start()
+    return child
+
+
+def wait_for_lines(path, n, process):
+    "Wait until the file has `n` lines or the process has ended"
+    deadline = time.monotonic()+60
+    while process.is_alive() and time.monotonic() < deadline:
+        if path.exists() and path.read_bytes().count(b'\n') >= n: return
+        time.sleep(.001)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='no fork')
+@pytest.mark.slow
+def test_killed_ten_times(make_shapes, tmp_path):
+    clips = get_clips(make_shapes((64,48)))
+    small_features(clips, tmp_path/'whole')
+    whole,rows = content(tmp_path/'whole')
+    index = tmp_path/'killed'/stores(tmp_path/'whole')[0].name/'index.jsonl'
+    for i in range(10):
+        child = start_child(tmp_path/'killed', clips, n_workers=i%3//2)
+        wait_for_lines(index, 4*i+1, child)
+        time.sleep(i*.002)
+        child.kill()
+        child.join()
+    done = len(content(tmp_path/'killed')[1])
+    assert 30 < done < 60
+    completed = small_features(clips, tmp_path/'killed')
+    assert content(tmp_path/'killed') == (whole, rows)
+    torch.testing.assert_close(completed[:], small_features(clips, tmp_path/'whole')[:], rtol=0, atol=0)
+
+
+def test_interrupted_at_every_write(make_shapes, tmp_path):
+    "A process that ends after any write of a row or of a part of a line loses at most one clip"
+    clips = some_clips(make_shapes((64,48)), 6)
+    small_features(clips, tmp_path/'whole')
+    whole = content(tmp_path/'whole')
+    [folder] = stores(tmp_path/'whole')
+    index,row = (folder/'index.jsonl').read_bytes(),len(whole[0])//len(clips)
+    ends = [i+1 for i,o in enumerate(index) if o == 10]
+    for n_bytes in (0, row//2, row, 2*row+1, 6*row):
+        for n_lines in range(n_bytes//row+1):
+            part = index[:ends[n_lines-1] if n_lines else 0] + index[:9]
+            store = tmp_path/f'{n_bytes}-{n_lines}'/folder.name
+            store.mkdir(parents=True)
+            (store/'features.bin').write_bytes(whole[0][:n_bytes])
+            (store/'index.jsonl').write_bytes(part)
+            got = small_features(clips, store.parent)
+            assert content(store.parent) == whole
+            assert (got[:] == small_features(clips, tmp_path/'whole')[:]).all()
+
+
+def test_nothing_is_computed_twice(make_shapes, tmp_path, capsys):
+    clips = some_clips(make_shapes((64,48)), 4)
+    first = small_features(clips, tmp_path)
+    [store] = stores(tmp_path)
+    before = {o.name: o.stat().st_mtime_ns for o in store.iterdir()}
+    with no_encoding():
+        again = small_features(clips, tmp_path)
+        assert (again[:] == first[:]).all() and again.digest == first.digest
+        assert (small_features(clips[::-1], tmp_path)[:] == first[:][::-1]).all()
+        with FileLock(store/'.vidseq.lock'): small_features(clips[2:], tmp_path) # others may be adding clips
+        with pytest.raises(AssertionError): small_features(get_clips(clips[0].parent.parent), tmp_path)
+    assert {o.name: o.stat().st_mtime_ns for o in store.iterdir()} == before
+
+
+def test_changed_clips(make_shapes, tmp_path):
+    "A replaced video and a changed frame are embedded again, and only these; earlier results do not change"
+    originals = some_clips(make_shapes((64,48)), 4)
+    clips = [Path(shutil.copy(o, tmp_path/f'{i}.avi')) for i,o in enumerate(originals)]
+    folder = tmp_path/'frames'
+    folder.mkdir()
+    for i,img in enumerate(extract_frames(clips[0])): img.save(folder/f'{i}.jpg')
+    clips.append(folder)
+    before = small_features(clips, tmp_path/'cache')
+    old = before[:].copy()
+    shutil.copy(clips[3], clips[1])
+    shutil.copy(folder/'12.jpg', folder/'6.jpg')
+    encoded = []
+    with pytest.MonkeyPatch.context() as patch:
+        call = ClipEmbedder.__call__
+        patch.setattr(ClipEmbedder, '__call__', lambda self, path: encoded.append(path) or call(self, path))
+        after = small_features(clips, tmp_path/'cache')
+    assert sorted(encoded) == sorted([str(clips[1]), str(folder)])
+    assert (before[:] == old).all()
+    assert (after[[0,2,3]] == old[[0,2,3]]).all() and (after[1] == old[3]).all()
+    assert not (after[4] == old[4]).all() and after.digest != before.digest
+    assert (after[:] == small_features(clips, tmp_path/'other')[:]).all()
+    clips[2].unlink()
+    assert small_features(clips, tmp_path/'cache').paths == [o for o in clips if o != clips[2]]
+
+
+def test_stores_are_not_shared(make_shapes, tmp_path):
+    clips = some_clips(make_shapes((64,48)), 1)
+    weights = small_cnn()
+    other = small_cnn()
+    other.load_state_dict(weights.state_dict())
+    other[1][1].running_mean += 1e-3
+    same = dict(encoder=weights)
+    options = [dict(size=48), dict(n_frames=3), dict(n_views=2), dict(grid=2), dict(pattern='*.jpg'),
+               *(dict(streams=o) for o in ('frames', ('motion','frames'), ('frames','foreground')))]
+    settings = [same, dict(encoder=other), *(o | same for o in options), dict(encoder=resnet18, size=64),
+                dict(encoder='resnet18', size=64)]
+    for n,o in enumerate(settings, 1):
+        small_features(clips, tmp_path, **o)
+        assert len(stores(tmp_path)) == n
+    for o in settings[:-2]: small_features(clips, tmp_path, seed=5, **o) # the seed does not matter
+    assert len(stores(tmp_path)) == len(settings)
+
+
+@pytest.mark.parametrize('kind', ['threads', pytest.param('processes', marks=pytest.mark.slow)])
+def test_executors(make_shapes, tmp_path, kind):
+    clips = some_clips(make_shapes((64,48)), 12)
+    small_features(clips, tmp_path/'here')
+    n = torch.get_num_threads()
+    with (ThreadPoolExecutor if kind == 'threads' else ProcessPoolExecutor)(2) as executor:
+        small_features(clips, tmp_path/'there', executor=executor)
+    if kind == 'processes': small_features(clips, tmp_path/'workers', n_workers=2)
+    for o in tmp_path.iterdir(): assert content(o) == content(tmp_path/'here')
+    assert torch.get_num_threads() == n
+
+
+def test_unreadable_videos(make_shapes, tmp_path, capsys):
+    good = some_clips(make_shapes((64,48)), 3)
+    bad = [tmp_path/'text.mp4', tmp_path/'empty.avi', tmp_path/'missing.mp4', tmp_path/'a folder']
+    bad[0].write_text('not a video')
+    bad[1].touch()
+    bad[3].mkdir()
+    (tmp_path/'half.avi').write_bytes(good[0].read_bytes()[:3000])
+    clips = [bad[0], good[0], *bad[1:], *good[1:]]
+    features = small_features(clips, tmp_path/'cache', labels=list('abcdefg'))
+    assert features.paths == good and features.labels == ['b','f','g']
+    out = capsys.readouterr().out
+    for o in bad: assert f'Skipped: {o}: ' in out
+    assert (features[:] == small_features(good, tmp_path/'other')[:]).all()
+
+
+def test_odd_names(make_shapes, tmp_path):
+    names = ['with space.avi', 'ünïcode 日本.avi', 'quote" and \\ and \n line.avi', '-x.avi', '%41.avi']
+    if os.name == 'nt': names = names[:2]
+    if sys.platform == 'linux': names.append(os.fsdecode(b'bytes \xff\xfe.avi'))
+    clips = some_clips(make_shapes((64,48)), len(names))
+    (tmp_path/'clips').mkdir()
+    paths = [Path(shutil.copy(o, tmp_path/'clips'/name)) for o,name in zip(clips, names)]
+    want = small_features(clips, tmp_path/'cache')
+    with ThreadPoolExecutor(1) as executor: got = small_features(paths, tmp_path/'odd', executor=executor)
+    assert got.paths == paths and (got[:] == want[:]).all()
+    with no_encoding(): assert small_features(paths, tmp_path/'odd').digest == got.digest
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='no fork')
+def test_two_processes_at_once(make_shapes, tmp_path):
+    "Each clip is embedded once, and a process whose time is up does not wait for the other"
+    clips = get_clips(make_shapes((64,48)))
+    small_features(clips, tmp_path/'here')
+    child = start_child(tmp_path/'there', clips)
+    index = tmp_path/'there'/stores(tmp_path/'here')[0].name/'index.jsonl'
+    wait_for_lines(index, 1, child)
+    start = time.monotonic()
+    with suppress(ValueError): small_features(clips, tmp_path/'there', seconds=.1)
+    assert time.monotonic()-start < 10
+    small_features(clips, tmp_path/'there')
+    child.join()
+    assert child.exitcode == 0
+    data,rows = content(tmp_path/'there')
+    assert sorted(rows.values()) == list(range(len(clips)))
+    assert len(index.read_bytes().splitlines()) == len(clips)
+    assert data == content(tmp_path/'here')[0]
