@@ -112,7 +112,7 @@ def encode_clips(embedder, # `ClipEmbedder`
         return _run_on_device(embedder, paths, ifnone(n_workers, defaults.cpus))
     threads = None if n_workers == 0 and executor is None else 1
     embedder = ClipEmbedder(embedder.encoder, embedder.settings, 'cpu', threads)
-    return parallel_iter(embedder, paths, executor, n_workers, _crashed, name='embedded')
+    return parallel_iter(embedder, paths, executor, n_workers, crashed=_crashed, name='embedded')
 
 # %% ../../nbs/57_train.embed.ipynb #d57837a4
 def _digest(encoder, settings):
