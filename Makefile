@@ -19,7 +19,7 @@ METADATA := settings.ini setup.py pyproject.toml
 
 .PHONY: demo quick test slow bench docs prep save dist hooks clean
 
-demo: $(VENV)/installed ## generate videos, train four models, write vidseq-demo/index.html
+demo: $(VENV)/installed ## generate videos, compare models on them, write vidseq-demo/index.html
 	$(BIN)/vidseq demo
 
 quick: $(VENV)/installed-dev ## the inner loop, about a minute: lint, and the fast notebooks and tests
@@ -73,7 +73,7 @@ $(VENV)/python-made:
 # Each stamp records an installation; newer metadata repeats it.
 $(VENV)/installed: $(VENV)/python-made $(METADATA)
 	@echo "Installing vidseq into $(VENV): PyTorch is large, the first time takes minutes ..."
-	$(BIN)/python -m pip install -q -e .
+	$(BIN)/python -m pip install -q -e '.[offline]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/python-made $(METADATA)
