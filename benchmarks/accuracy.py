@@ -1,8 +1,9 @@
-"""Cross-validate models trained from scratch for the same time, on held-out groups of clips.
+"""Cross-validate models on held-out groups of clips: heads on pretrained features, and from scratch.
 
-Each fold holds out whole groups (people, cameras, source videos), so every clip is scored once, by a model
-that was not trained on its group. The 95 % confidence interval is a bootstrap over groups. `--baseline` adds
-the tutorials' models, which use the first 5 frames of each clip.
+`--encoder` names the image network of the features, without which no head is trained. The other models
+train from scratch, each for the same time. Each fold holds out whole groups (people, cameras, source videos),
+so every clip is scored once, by a model that was not trained on its group. The 95 % confidence interval is a
+bootstrap over groups. `--baseline` adds the tutorials' models, which use the first 5 frames of each clip.
 """
 import tempfile
 import time
@@ -28,29 +29,26 @@ from harness import create_parser, load_module, machine, markdown_table, report
 
 from vidseq.data.augment import aug_clips
 from vidseq.data.block import VideoDataLoaders
+from vidseq.data.folds import find_groups, group_folds
 from vidseq.data.loader import get_clips
 from vidseq.data.samplers import first_frames, window_frames
-from vidseq.data.splits import group_by
-from vidseq.evaluate.scores import evaluate, group_interval, time_sensitivity
+from vidseq.evaluate.intervals import group_interval
+from vidseq.evaluate.probe import probe
+from vidseq.evaluate.scores import evaluate, time_sensitivity
 from vidseq.models.timesformer import small_timesformer
 from vidseq.report.compare import default_models, epochs_for
+from vidseq.train.embed import embed
 from vidseq.train.learner import video_learner
 from vidseq.video.extract import extract_videos
 from vidseq.video.frame_folder import frames_folder
 from vidseq.video.info import video_info
 
 models = default_models | {'TimeSformer': (small_timesformer, 3e-3)} # name -> (model, learning rate)
+heads = ('Linear on frames', 'Linear on motion', 'All heads on frames + motion') # of `probe`, in the table
 parts = ('augmentation', 'window', 'smoothing', 'half') # of the recipe, which `--without` can omit
 
 Fold = namedtuple('Fold', 'right right_views sensitivity epochs seconds') # Scores of one model on one fold
 Result = namedtuple('Result', 'name right right_views interval folds') # Scores of one model on all clips
-
-
-def split_folds(groups, n):
-    "Return the indices of the clips that each of `n` folds holds out: every n-th of the sorted groups"
-    order = sorted(set(groups))
-    if len(order) < n: raise ValueError(f'--folds: {n} folds, but {len(order)} groups. Use fewer folds.')
-    return [[i for i,g in enumerate(groups) if g in order[k::n]] for k in range(n)]
 
 
 def frame_size(model, args):
@@ -107,21 +105,40 @@ def print_fold(name, fold, n_views):
     "Print the scores of a model on one fold"
     views = '' if fold.right_views is None else f', {fold.right_views.mean():.3f} with {n_views}'
     order = ', '.join(f'{k} {v:.2f}' for k,v in fold.sensitivity.items())
-    training = f'{fold.epochs} epochs in {fold.seconds:.0f} s'
+    training = f'{fold.epochs} epochs in {fold.seconds:.0f} s' if fold.epochs else f'{fold.seconds:.1f} s'
     print(f'{name}: {fold.right.mean():.3f} with one clip{views}; {training}; {order}', flush=True)
 
 
-def cross_validate(name, create_learner, videos, groups, args):
+def probe_results(videos, groups, folds, args):
+    "Cross-validate heads on features of a pretrained network, and return a `Result` for each of `heads`"
+    start = time.perf_counter()
+    features = embed(videos, args.encoder, group=args.group, cache=args.frames/'features')
+    embedded = time.perf_counter()
+    found = probe(features, folds=folds)
+    print(f'{features}; {embedded-start:.0f} s for features, {time.perf_counter()-embedded:.0f} s for heads')
+    return [probe_result(found, name, groups) for name in heads]
+
+
+def probe_result(found, name, groups):
+    "Return the scores of one of the heads of a `Probe`"
+    right,sensitivity,seconds = found.scores[name].right,found.time_sensitivity(name),found.seconds(name)
+    seconds /= len(found.folds)+1 # the last heads are trained on all clips
+    folds = [Fold(right[list(valid)], None, sensitivity, None, seconds) for _,valid in found.folds]
+    for o in folds: print_fold(name, o, 0)
+    return Result(f'{name}, pretrained', right.mean(), None, group_interval(right, groups), folds)
+
+
+def cross_validate(name, create_learner, videos, groups, folds, args):
     "Train and score a model on each fold, and return its scores on all clips as a `Result`"
-    right,right_views,folds = np.zeros(len(videos), bool),np.zeros(len(videos), bool),[]
-    for valid in split_folds(groups, args.folds):
+    right,right_views,results = np.zeros(len(videos), bool),np.zeros(len(videos), bool),[]
+    for valid in (list(o) for _,o in folds):
         fold = train_and_score(create_learner, videos, valid, args)
         right[valid] = fold.right
         if fold.right_views is not None: right_views[valid] = fold.right_views
         print_fold(name, fold, args.views)
-        folds.append(fold)
-    mean_views = None if folds[0].right_views is None else right_views.mean()
-    return Result(name, right.mean(), mean_views, group_interval(right, groups), folds)
+        results.append(fold)
+    mean_views = None if results[0].right_views is None else right_views.mean()
+    return Result(name, right.mean(), mean_views, group_interval(right, groups), results)
 
 
 def table_row(res):
@@ -132,7 +149,7 @@ def table_row(res):
             ' '.join(f'{o.right.mean():.2f}' for o in res.folds),
             '' if res.right_views is None else f'{res.right_views:.3f}',
             ' '.join(f'{sensitivity[o]:.2f}' for o in ('reversed', 'shuffled', 'one frame')),
-            ' '.join(str(o.epochs) for o in res.folds)]
+            ' '.join(str(o.epochs) for o in res.folds if o.epochs)]
 
 
 def results_table(results, n_views):
@@ -178,7 +195,8 @@ def setting(videos, groups, args):
     n_classes = len(set(map(parent_label, videos)))
     data = f'{len(videos)} clips of {n_classes} classes, {len(set(groups))} groups in {args.folds} folds'
     omitted = f' Without {", ".join(args.without)}.' if args.without else ''
-    return f'{data}; {args.seconds:.0f} s of training each.{omitted}'
+    features = f' Pretrained: heads on features of {args.encoder}.' if args.encoder else ''
+    return f'{data}; {args.seconds:.0f} s of training each from scratch.{omitted}{features}'
 
 
 def parse_args():
@@ -196,6 +214,7 @@ def parse_args():
     add('--bs', 8, 'clips in a batch')
     add('--seed', 0, 'random seed of each training')
     add('--views', 5, 'clips of each video for the second score')
+    add('--encoder', 'efficientnet_lite0', "pretrained network of the features; '' for none")
     p.add_argument('--models', nargs='*', choices=models, metavar='NAME', help=f'any of: {", ".join(models)}')
     p.add_argument('--flip', action='store_true', help='train with horizontal flip, p=0.5')
     p.add_argument('--without', nargs='*', default=[], choices=parts, help='parts of the recipe to omit')
@@ -206,11 +225,13 @@ def parse_args():
 if __name__ == '__main__':
     args = parse_args()
     videos = get_clips(args.dir)
-    groups = np.array([group_by(args.group)(v) or '' for v in videos])
+    groups = find_groups(videos, args.group)
+    folds = group_folds(videos, [parent_label(v) for v in videos], args.group, args.folds, args.seed)
     with tempfile.TemporaryDirectory() as tmp:
         args.frames = Path(tmp)
         extract_all(videos, args)
-        results = [cross_validate(name, o, videos, groups, args) for name,o in learners(args).items()]
+        results = probe_results(videos, groups, folds, args) if args.encoder else []
+        results += [cross_validate(name, o, videos, groups, folds, args) for name,o in learners(args).items()]
     tables = [setting(videos, groups, args), results_table(results, args.views)]
     report('accuracy', [machine('torch', 'fastai'), *tables], args.save)
     if args.plot: plot_results(results, args.plot)
