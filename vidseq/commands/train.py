@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/92_commands.train.ipynb #74961b47
+import time
 from pathlib import Path
 
 from .arguments import (arg, command, default, folder, groups, number, path, pattern, real,
@@ -14,24 +15,29 @@ from ..files import check_output, safe_path
 
 # %% ../../nbs/92_commands.train.ipynb #4ddbd8c2
 _seconds = real(above=0, high=1e7)
+started = time.time() # of the command, before libraries are imported: a time budget includes that
 
-@command('demo', 'Generate videos of moving shapes, train four models on them and write a page that '
-         'compares them. Takes a few minutes on a laptop.',
+@command('demo', 'Generate videos of moving shapes, train on them from scratch and from pretrained weights, and '
+         'write a page for each that compares models. Takes a few minutes on a laptop.',
          arg('--out', type=path, default=Path('vidseq-demo'), help=f'folder for the results {default}'),
-         arg('--seconds', type=_seconds, default=60, help=f'training time of each model {default}'))
+         arg('--seconds', type=_seconds, default=240, help=f'time for everything {default}'))
 def _demo(args, out):
     from vidseq.datasets.shapes import moving_shapes
     from vidseq.report.train_folder import train_folder
     from vidseq.train.learner import epoch_lines
+    videos,pretrained = moving_shapes(),args.out/'pretrained'
     with epoch_lines():
-        learners = train_folder(moving_shapes(), args.out, seconds=args.seconds, size=32, augment=False)
-    _show_scores(out, learners, args.out)
+        study = train_folder(videos, args.out, seconds=.75*args.seconds, scratch=True, size=32, augment=False)
+        _show_scores(out, study, args.out)
+        out.line('The same videos with frozen pretrained weights:')
+        study = train_folder(videos, pretrained, seconds=.25*args.seconds, seq_len=8)
+    _show_scores(out, study, pretrained)
 
-def _show_scores(out, learners, folder):
-    "Print the main score of each model, and where the page and the best model are"
-    from vidseq.report.compare import best_model
-    for name,learn in learners.items(): out.line(f'{learn.report["scores"].score_text():>7}  {name}')
-    out.line(f'Page: {folder/"index.html"}. Best model: {best_model(learners)}, in {folder/"model"}')
+def _show_scores(out, study, folder):
+    "Print the main score of each model, the verdict, and where the page and the best model are"
+    for o in study.contenders: out.line(f'{o.scores.score_text():>7}  {o.name}')
+    out.line(study.verdict())
+    out.line(f'Page: {folder/"index.html"}. Best model: {study.best}, in {folder/"model"}')
 
 # %% ../../nbs/92_commands.train.ipynb #ea09be4e
 _train_args = (
@@ -40,33 +46,42 @@ _train_args = (
     groups('regular expression for the group of a clip, searched in the file name: its first '
            'parenthesized part, or the whole match. Clips of one group are never in both training and '
            'validation. Without REGEX: the part before the first underscore. UCF101 names need none.'),
-    arg('--seconds', type=_seconds, default=120, help=f'training time of each model {default}'),
-    arg('--size', type=number(low=1, high=8192), default=64,
-        help=f'short side of the frames in pixels {default}'),
-    arg('--frames', type=number(low=1, high=10_000), default=8, help=f'frames in a clip {default}'),
+    arg('--seconds', type=_seconds, default=120, help=f'time for everything {default}'),
+    arg('--arch', default='efficientnet_lite0', help='image encoder with pretrained weights: a name in timm '
+        f'{default}'),
+    arg('--weights', type=path, metavar='FILE', help='weights of the encoder'),
+    arg('--scratch', action='store_true', help='train four small models from scratch on one split'),
+    arg('--folds', type=number(low=2, high=1000), default=5, help=f'folds of the cross-validation {default}'),
+    arg('--size', type=number(low=1, high=8192),
+        help='width and height of the images (default: by the encoder; from scratch: short side 64)'),
+    arg('--seq-len', '--frames', dest='seq_len', type=number(low=1, high=10_000),
+        help='steps in time of a clip (default: 16; from scratch: 8)'),
     pattern,
-    arg('--step', type=number(low=1, high=10_000), default=3, help=f'take every STEP-th frame {default}'),
-    arg('--bs', type=number(low=1, high=100_000), help='batch size (default: 16, fewer for small data sets)'),
     arg('--seed', type=number(low=0, high=2**32-1), default=0,
-        help=f'random seed of the split and the weights {default}'),
-    arg('--flip', action='store_true', help='flip half of the training clips horizontally; leave it off '
-        'where left and right distinguish classes'),
-    arg('--no-augment', dest='augment', action='store_false', help='train without data augmentation'),
-    arg('--workers', type=number(low=0, high=256),
-        help='processes that load data (default: by the number of cores)'))
+        help=f'random seed of the folds and the weights {default}'),
+    arg('--workers', type=number(low=0, high=256), help='processes (default: by the number of cores)'),
+    arg('--flip', action='store_true', help='from scratch: flip half of the training clips horizontally; '
+        'leave it off where left and right distinguish classes'),
+    arg('--step', type=number(low=1, high=10_000), default=3,
+        help=f'from scratch: take every STEP-th frame {default}'),
+    arg('--bs', type=number(low=1, high=100_000),
+        help='from scratch: batch size (default: 16, fewer for small data sets)'),
+    arg('--no-augment', dest='augment', action='store_false', help='from scratch: no data augmentation'))
 
-@command('train', 'Train four models on a folder of class folders of videos (or of folders of frames) and '
-         'write a page that compares them. On several GPUs: `accelerate launch --multi_gpu -m vidseq.cli '
-         'train DIR`.', *_train_args)
+@command('train', 'Train on a folder of class folders of videos (or of folders of frames), and write the best '
+         'model and a page that compares models. Features of a pretrained image encoder are computed once; small '
+         'heads on them are cross-validated over groups. Run again to continue after an interruption. From '
+         'scratch on several GPUs: `accelerate launch --multi_gpu -m vidseq.cli train DIR --scratch`.',
+         *_train_args)
 def _train(args, out):
     from vidseq.report.train_folder import train_folder
     from vidseq.train.learner import epoch_lines
     results = args.out or Path(f'vidseq-{args.folder.resolve().name}')
+    options = {o: getattr(args, o) for o in ('seconds','arch','weights','scratch','folds','size','seq_len','seed',
+                                             'workers','flip','pattern','step','bs','augment')}
     with epoch_lines():
-        learners = train_folder(args.folder, results, args.groups, args.seconds, args.size, args.frames,
-                                args.step, args.bs, args.seed, workers=args.workers, augment=args.augment,
-                                flip=args.flip, pattern=args.pattern)
-    _show_scores(out, learners, results)
+        study = train_folder(args.folder, results, args.groups, start=started, **options)
+    _show_scores(out, study, results)
 
 # %% ../../nbs/92_commands.train.ipynb #36749d4b
 def _split_table(args):

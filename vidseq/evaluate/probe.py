@@ -78,6 +78,16 @@ def _clip_scores(scores):
     if scores.kind == 'class': return scores.right.astype(float)
     return -abs(scores.errors).mean(1) if scores.kind == 'numbers' else None
 
+# %% ../../nbs/63_evaluate.probe.ipynb #efe82081
+def corrected_choice(scores, # `Scores` of all models on the same clips
+                     best, # Those of the best
+                    )->tuple: # Score, lower and upper bound; None if there is no value for each clip
+    "Return the score of the best of several models, corrected for the choice, see `corrected_score`"
+    values,units = [_clip_scores(o) for o in scores],best.groups or list(best.paths)
+    if values[0] is None or len(set(units)) < 3: return None
+    score,low,high = corrected_score(values, units)
+    return (score,low,high) if best.higher_is_better else (-score,-high,-low)
+
 # %% ../../nbs/63_evaluate.probe.ipynb #9b2ca760
 class Probe:
     "Hold the cross-validated heads of `probe`: `table`, `scores`, `best`, `learner()`"
@@ -87,8 +97,7 @@ class Probe:
                 ):
         self.features,self.folds,self.fits = features,folds,fits
         self.units = candidate_units(fits)
-        held_out = sorted(i for _,valid in folds for i in valid)
-        self.scores = {k: self._score(units, held_out) for k,units in self.units.items()}
+        self.scores = {k: self._score(units, self._held_out()) for k,units in self.units.items()}
 
     def _score(self, units, idxs, fits=None):
         f,outputs = self.features,_mean_outputs(fits or self.fits, units)[idxs]
@@ -111,12 +120,21 @@ class Probe:
 
     def corrected(self):
         "Return score and bounds of the best, corrected for the choice (see `corrected_score`), or None"
-        values = [_clip_scores(o) for o in self.scores.values()]
-        scores = self.scores[self.best]
-        units = scores.groups or list(scores.paths)
-        if values[0] is None or len(set(units)) < 3: return None
-        found = corrected_score(values, units)
-        return found if scores.higher_is_better else (-found[0], -found[2], -found[1])
+        return corrected_choice(list(self.scores.values()), self.scores[self.best])
+
+    def add(self, *names # Names of candidates
+           )->str: # Name of the new one
+        "Add the average of several candidates as a candidate"
+        units,name = [u for k in names for u in self.units[k]],' and '.join(names)
+        self.units[name] = list(dict.fromkeys(units))
+        self.scores[name] = self._score(self.units[name], self._held_out())
+        return name
+
+    def drop(self, name):
+        "Remove a candidate"
+        del self.units[name], self.scores[name]
+
+    def _held_out(self): return sorted(i for _,valid in self.folds for i in valid)
 
     def seconds(self, name): return sum(self.fits[u].seconds for u in self.units[name])
 
@@ -182,7 +200,7 @@ class Probe:
         return reorder
 
     def _score_reordered(self, units, reorder):
-        fits,idxs = {},sorted(i for _,valid in self.folds for i in valid)
+        fits,idxs = {},self._held_out()
         with torch.random.fork_rng():
             for u in units: fits[u] = self._predict(u, partial(reorder, stream=u[1]))
         return self._score(units, idxs, fits).score
@@ -280,3 +298,25 @@ def probe(features:Features, # Result of `embed`, with labels
     fits = finish_units(features, units[:1], with_all, cache, epochs, **kwargs)
     fits |= finish_units(features, units[1:], with_all, cache, epochs, until=until, **kwargs)
     return Probe(features, folds, fits)
+
+# %% ../../nbs/63_evaluate.probe.ipynb #acdbf2ec
+def _part_of(train, share, features, rng):
+    "Return a share of the training clips of a fold, by whole groups if they are known"
+    units = [features.groups[i] if features.groups else i for i in train]
+    names = sorted(set(units), key=str)
+    chosen = {names[i] for i in rng.permutation(len(names))[:max(round(share*len(names)), 1)]}
+    return [i for i,u in zip(train, units) if u in chosen]
+
+def learning_curve(result, # `Probe`
+                   unit, # (head, stream, seed)
+                   shares=(.25,.5,.75), # Shares of the training groups
+                  )->tuple: # Mean numbers of training clips, and the score for each
+    "Return the score of a head for fewer training clips: it shows whether more clips would help"
+    rng,sizes,values = np.random.default_rng(0),[],[]
+    for share in shares:
+        folds = [(_part_of(train, share, result.features, rng), valid) for train,valid in result.folds]
+        fits = {o.unit: o for o in fit_heads(result.features, [unit], folds, n_workers=0)}
+        sizes.append(float(np.mean([len(o) for o,_ in folds])))
+        values.append(result._score([unit], result._held_out(), fits).score)
+    full = float(np.mean([len(o) for o,_ in result.folds]))
+    return [*sizes, full], [*values, result._score([unit], result._held_out()).score]

@@ -78,7 +78,7 @@ def write_page(out:Path, # Folder for `index.html` and `scores.json`
     "Write the page and the scores of a study to the folder `out`"
     _write(Path(out), study, n_clips, source or (lambda o: o))
 
-# %% ../../nbs/81_report.page.ipynb #4551ae80
+# %% ../../nbs/81_report.page.ipynb #c4113437
 def _learner_curves(report):
     "Return the losses and the first metric after each epoch"
     columns = list(zip(*report['curve']))
@@ -93,13 +93,22 @@ def _contender(name, learn):
     return Contender(name, report['scores'], seconds=report['seconds'], params=n_params, curves=curves,
                      curve_x='seconds of training')
 
-def _study_of(learners, best, title, about):
+def study_of(learners, best, title, about):
     "Return the `Study` of learners that were scored on one validation set"
     dls = learners[best].dls
     counts = f'{len(dls.train.items)} training clips and {len(dls.valid.items)} validation clips.'
     contenders = [_contender(k, o) for k,o in learners.items()]
     return Study(title, contenders, best, contenders[0].name, learn=learners[best], about=f'{counts} {about}')
 
+def save_somewhere(save, folder):
+    "Call `save(folder)`; if that fails, save to a temporary folder and name it in the error"
+    try: save(folder)
+    except OSError as e:
+        rescued = Path(tempfile.mkdtemp(prefix='vidseq-model-'))
+        save(rescued)
+        raise OSError(e.errno, f'{e.strerror}. The model was saved to {rescued} instead', str(folder)) from e
+
+# %% ../../nbs/81_report.page.ipynb #4551ae80
 def _report_data(learners, best, about):
     "Return what `scores.json` has of learners, besides the study"
     dls = learners[best].dls
@@ -107,14 +116,6 @@ def _report_data(learners, best, about):
     for o in models.values(): o.pop('scores')
     return dict(about=about, models=models, train_clips=len(dls.train.items),
                 valid_clips=len(dls.valid.items))
-
-def _save_somewhere(save, folder):
-    "Call `save(folder)`; if that fails, save to a temporary folder and name it in the error"
-    try: save(folder)
-    except OSError as e:
-        rescued = Path(tempfile.mkdtemp(prefix='vidseq-model-'))
-        save(rescued)
-        raise OSError(e.errno, f'{e.strerror}. The model was saved to {rescued} instead', str(folder)) from e
 
 def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best model, in `model`
                  learners:dict, # From `compare_models`
@@ -128,9 +129,9 @@ def write_report(out:Path, # Folder for `index.html`, `scores.json` and the best
     out,best = Path(out),best_model(learners)
     learn = learners[best]
     own = not isinstance(getattr(learn.model, 'config', None), dict)
-    _save_somewhere(partial(save_pretrained, learn, card=dict(name=best, about=about), group=group, own=own),
+    save_somewhere(partial(save_pretrained, learn, card=dict(name=best, about=about), group=group, own=own),
                     out/'model')
     items = dict(zip(map(str, learn.report['scores'].paths), learn.dls.valid.items))
     def shown(path): return path if source is None else source(items[str(path)])
-    _write(out, _study_of(learners, best, title, about), n_clips, shown, _report_data(learners, best, about))
+    _write(out, study_of(learners, best, title, about), n_clips, shown, _report_data(learners, best, about))
     return best

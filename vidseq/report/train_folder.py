@@ -6,25 +6,54 @@
 __all__ = ['train_folder']
 
 # %% ../../nbs/82_report.train_folder.ipynb #7f37f6eb
-import statistics
+import statistics, time
 from functools import partial
 from pathlib import Path
 
-from fastai.vision.all import defaults, ifnone, parent_label, rank_distrib, set_seed
+from fastai.vision.all import (default_device, defaults, ifnone, num_distrib, parent_label, rank_distrib,
+                               set_seed)
 
 from ..data.augment import aug_clips
 from ..data.block import VideoDataLoaders
+from ..data.folds import fold_note, group_folds
 from ..data.frame import load_frame
 from ..data.loader import get_clips
+from ..data.rules import split_rule
 from ..data.samplers import window_frames
+from ..data.splits import known_group
+from ..deploy.saving import save_pretrained
+from ..evaluate.probe import corrected_choice, learning_curve, probe
 from ..files import check_output, check_range
+from ..models.pretrained import timm_name, weights_text
+from ..models.streams import StreamEncoder
 from ..options import checks_options
-from .compare import compare_models
-from .page import write_report
+from .compare import best_model, compare_models
+from .contenders import FineTuned, SmallNetwork, race, train_on_all
+from .evidence import score_difference
+from .look import describe_clips
+from .page import save_somewhere, study_of, write_page, write_report
+from .study import Contender, Study
+from ..train.embed import embed
+from ..train.features import clip_vectors
 from ..video.decode import VideoError
 from ..video.extract import print_problems
 from ..video.frame_cache import FrameCache
 from ..video.frame_folder import frame_files
+
+# %% ../../nbs/82_report.train_folder.ipynb #cf08a245
+class Clock:
+    "Keep a time budget in seconds by the clock"
+    def __init__(self, seconds, start=None): self.seconds,self.start = seconds,ifnone(start, time.time())
+
+    @property
+    def taken(self): return time.time()-self.start
+
+    @property
+    def end(self): return .05*self.seconds+3 # seconds to write the model and the page
+
+    def left(self, reserve=0.)->float: # At least 0
+        "Return the seconds until `reserve` seconds before the end"
+        return max(self.seconds-reserve-self.taken, 0.)
 
 # %% ../../nbs/82_report.train_folder.ipynb #605a4683
 def _aspect_ratio(folder, pattern):
@@ -44,32 +73,10 @@ def _default_workers():
     "Return the number of loading processes: none on two cores, where they cost more than they gain"
     return 0 if defaults.cpus <= 2 else min(defaults.cpus-1, 8)
 
-# %% ../../nbs/82_report.train_folder.ipynb #ebc3dae7
-def _check_numbers(counts, seconds, workers):
-    for name,o in counts.items(): check_range(name, o, 1)
-    check_range('seconds', seconds, above=0, whole=False)
-    check_range('workers', workers, 0)
-
-@checks_options
-def train_folder(folder:Path, # Class folders of videos or frames, also in `train` and `valid` folders
-                 out:Path, # Folder for the frames, the page, the scores and the best model
-                 groups:str=None, # Regular expression for the group in a file name, see `group_by`
-                 seconds:float=60, # Training time of each model
-                 size:int=64, # Short side of the frames in pixels
-                 seq_len:int=8, # Frames in a clip
-                 step:int=3, # Take every `step`-th frame
-                 bs:int=None, # Batch size; default: 16, fewer for small data sets
-                 seed:int=0, # Random seed of the split and the weights
-                 valid_pct:float=.2, # Share of the clips for validation
-                 workers:int=None, # Loading processes; default: by the number of cores
-                 augment:bool=True, # Augment the training clips, see `aug_clips`
-                 flip:bool=False, # Flip half of them horizontally
-                 pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
-                )->dict: # Name -> trained `Learner`, see `compare_models`
-    "Train several models on a folder of videos; write a page, the scores and the best model to `out`"
-    folder,out = Path(folder),Path(out)
-    check_output(out/'index.html') # before training
-    _check_numbers(dict(size=size, seq_len=seq_len, step=step, bs=bs), seconds, workers)
+# %% ../../nbs/82_report.train_folder.ipynb #4503f48a
+def scratch_study(folder, out, groups, clock, size=64, seq_len=8, step=3, bs=None, seed=0, valid_pct=.2,
+                  workers=None, augment=True, flip=False, pattern=None, notes=()):
+    "Train four models from scratch on one split for the time that is left, and write the page"
     clips,cache = get_clips(folder, pattern),None
     if clips[0].is_file():
         pattern = None # for folders of frames only
@@ -82,8 +89,183 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
         seq_len=seq_len, bs=bs, largest_bs=16, sampler=partial(window_frames, step=step),
         image_size=_frame_shape(clips.map(cache) if cache else clips, size, pattern), pattern=pattern,
         num_workers=ifnone(workers, _default_workers()), batch_tfms=aug_clips(flip) if augment else None)
-    learners = compare_models(dls, seconds=seconds)
+    learners = compare_models(dls, seconds=max(clock.left(clock.end)/4, .1))
+    title = f'vidseq: {folder.name}'
     if not rank_distrib(): # only the first process writes
-        write_report(out, learners, title=f'vidseq: {folder.name}', group=groups,
-                     about=dls.split_rule)
-    return learners
+        write_report(out, learners, title=title, group=groups, about=' '.join([dls.split_rule, *notes]))
+    return study_of(learners, best_model(learners), title, dls.split_rule)
+
+# %% ../../nbs/82_report.train_folder.ipynb #1222736b
+_names = 'frames','motion' # streams
+
+def pretrained_encoder(arch, weights=None):
+    """Create the encoder of frames and motion images with pretrained weights
+
+    Return it and None, or None and the reason if there are no weights. Raise `ValueError` for an unknown
+    `arch`, and for a file of weights that does not fit."""
+    if isinstance(arch, str): timm_name(arch)
+    if weights is not None: return StreamEncoder(arch, _names, Path(weights)), None
+    try: return StreamEncoder(arch, _names), None
+    except (ImportError, ValueError) as e: return None, str(e)
+
+def _choose_folds(clips, folder, groups, n_folds, seed):
+    "Return the folds of clips, the number of folds (None: one split) and a sentence"
+    labels = [parent_label(o) for o in clips]
+    rule = split_rule(clips, folder, groups)
+    if rule.by_user: return [tuple(map(list, rule.splitter(clips)[:2]))], None, rule.description
+    group = known_group(clips, groups)
+    units = {group(o) for o in clips} if group else clips
+    folds = group_folds(clips, labels, group, min(n_folds, len(units)), seed)
+    print(fold_note(folds, labels), end='')
+    about = 'No group is in both training and validation.' if group else 'The groups are unknown.'
+    return folds, len(folds), about
+
+def _neighbors(result, n_clips=40, n=3):
+    "Return position of a wrong clip -> its most similar clips outside its fold: path, label and similarity"
+    features,scores = result.features,result.scores[result.best]
+    held_out = sorted(i for _,valid in result.folds for i in valid)
+    fold_of = {i: k for k,(_,valid) in enumerate(result.folds) for i in valid}
+    wrong = [p for p,ok in enumerate(scores.right) if not ok] if scores.right is not None else []
+    vectors,found = clip_vectors(features),{}
+    for p in wrong[:n_clips]:
+        i = held_out[p]
+        similar = vectors@vectors[i]
+        order = [j for j in (-similar).argsort(kind='stable') if fold_of.get(j) != fold_of[i]]
+        found[p] = [(features.paths[j], features.labels[j], float(similar[j])) for j in order[:n]]
+    return found
+
+def _head_contenders(result, started_from):
+    "Return the candidates of a probe as contenders, best first"
+    def contender(name): return Contender(name, result.scores[name], f'{started_from}, frozen',
+                                          result.seconds(name), result.n_params(name))
+    return [contender(o) for o in result.table['head']]
+
+def _commands(folder, out, seconds):
+    return [('Predict a video', f'vidseq predict {out/"model"} VIDEO'),
+            ('Predict in Python', f"load_pretrained('{out/'model'}').predict_video('VIDEO')"),
+            ('Train longer', f'vidseq train {folder} --out {out} --seconds {2*seconds:g}')]
+
+# %% ../../nbs/82_report.train_folder.ipynb #332f5929
+def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len, workers, pattern,
+                     folder):
+    "Embed the clips and compare heads on their features; return the `Probe` and facts about the folds"
+    features = embed(clips, encoder, _names, seq_len, size, group=known_group(clips, groups), pattern=pattern,
+                     cache=out/'features', seconds=clock.left(.4*clock.seconds), n_workers=workers)
+    folds,n_folds,about = _choose_folds(features.paths, folder, groups, folds, seed)
+    print(f'Comparing heads on {features}', flush=True)
+    result = probe(features, folds=folds, n_seeds=2, seconds=clock.left(clock.end), cache=out/'features',
+                   n_workers=workers)
+    return result, n_folds, about
+
+def _race_others(result, out, clock, started_from, flip, workers):
+    "Race other models in the time that is left; return contenders that are better, and sentences"
+    seconds,notes = clock.left(clock.end),[]
+    if seconds < max(.25*clock.seconds, 5*(len(result.folds)+1)): return None, None, notes
+    on_gpu = default_device().type == 'cuda'
+    if on_gpu: rival = FineTuned(result, started_from)
+    else: rival = SmallNetwork(result.features, out/'frames', flip=flip)
+    found,text = race(rival, result, clock.left(clock.end), out/'folds')
+    print(text, flush=True)
+    return rival, found, [*notes, text]
+
+def _train_more(result, out, clock, workers):
+    "Train the heads with more random seeds in the time that is left"
+    seconds = clock.left(clock.end)
+    if seconds < .1*clock.seconds: return result
+    return probe(result.features, folds=result.folds, n_seeds=4, seconds=seconds, cache=out/'features',
+                 n_workers=workers)
+
+def _add_ensemble(result):
+    "Add the average of the two best candidates if it is better than the best by more than chance"
+    best,*others = result.table['head']
+    second = next((o for o in others if not set(result.units[o]) <= set(result.units[best])), None)
+    if second is None: return
+    name = result.add(best, second)
+    difference = score_difference(result.scores[name], result.scores[best])
+    if difference is None or not difference.low > 0: result.drop(name)
+
+def _make_study(folder, out, result, rival, validated, started_from, found, n_folds, about, notes, seconds):
+    "Put contenders, the best of them and everything that the page shows together"
+    contenders,best = _head_contenders(result, started_from),result.best
+    if validated is not None: contenders.append(Contender(rival.name, validated.scores, rival.started_from))
+    scores = [o.scores for o in contenders]
+    up = scores[0].higher_is_better
+    if validated is not None and (scores[-1].score > result.scores[best].score) == up: best = rival.name
+    winner = next(o for o in contenders if o.name == best)
+    if best in result.units: winner.time = result.time_sensitivity(best)
+    for o in contenders: o.curves,o.curve_x = _curves(result, o.name),'training clips'
+    corrected = corrected_choice(scores, winner.scores)
+    return Study(f'vidseq: {folder.name}', contenders, best, result.simplest, found, n_folds, corrected,
+                 _neighbors(result), commands=_commands(folder, out, seconds), about=about, notes=notes)
+
+def _curves(result, name):
+    "Return the score of a linear head by the number of training clips, None for other candidates"
+    units = result.units.get(name, [])
+    if len(units) != 1 or units[0][0] != 'linear': return None
+    sizes,values = learning_curve(result, units[0])
+    return {f'valid {result.scores[name].metric}': (sizes, values)}
+
+def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5, seed=0, size=None, seq_len=16,
+                     workers=None, flip=False, pattern=None):
+    "Compare heads on pretrained features and other models on the same folds; write the model and the page"
+    clips = get_clips(folder, pattern)
+    group = known_group(clips, groups)
+    found_groups = [group(o) for o in clips] if group else None
+    found = describe_clips(clips, [parent_label(o) for o in clips], found_groups, pattern)
+    for o in found: print(o, flush=True)
+    result,n_folds,about = _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len,
+                                            workers, pattern, folder)
+    rival,validated,notes = _race_others(result, out, clock, started_from, flip, workers)
+    if validated is None: result = _train_more(result, out, clock, workers)
+    _add_ensemble(result)
+    study = _make_study(folder, out, result, rival, validated, started_from, found, n_folds, about, notes,
+                        clock.seconds)
+    wins = validated is not None and study.best == rival.name
+    study.learn = train_on_all(rival, clock.left(clock.end)) if wins else result.learner()
+    card = dict(name=study.best, about=about, started_from=study.winner.started_from,
+                scores=study.scores.to_dict())
+    save_somewhere(partial(save_pretrained, study.learn, card=card, group=group), out/'model')
+    write_page(out, study)
+    return study
+
+# %% ../../nbs/82_report.train_folder.ipynb #0fea2f09
+def _check_numbers(counts, seconds, workers):
+    for name,o in counts.items(): check_range(name, o, 1)
+    check_range('seconds', seconds, above=0, whole=False)
+    check_range('workers', workers, 0)
+
+@checks_options
+def train_folder(folder:Path, # Class folders of videos or frames, also in `train` and `valid` folders
+                 out:Path, # Folder for features, the page, the scores and the best model
+                 groups:str=None, # Regular expression for the group in a file name, see `group_by`
+                 seconds:float=120, # Time for everything, kept by the clock
+                 arch='efficientnet_lite0', # Image encoder with pretrained weights, see `create_encoder`
+                 weights:Path=None, # File with weights of `arch`
+                 scratch:bool=False, # Train from scratch, without pretrained weights
+                 folds:int=5, # Folds of the cross-validation; at most the number of groups
+                 size:int=None, # Width and height of the images; default: by `arch`; from scratch: 64
+                 seq_len:int=None, # Steps in time; default: 16; from scratch: 8
+                 seed:int=0, # Random seed of the folds and the weights
+                 workers:int=None, # Processes; default: by the number of cores
+                 flip:bool=False, # From scratch: flip half of the training clips horizontally
+                 pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
+                 start:float=None, # Start of the time, of `time.time`; default: now
+                 **kwargs # From scratch: `step`, `bs`, `valid_pct`, `augment`
+                )->Study: # What was compared, with the best model as `learn`
+    """Train on a folder of videos; write the best model, the scores and a page that compares models to `out`
+
+    Without pretrained weights, print the reason and train from scratch. Features, heads and folds are kept in
+    `out`, so that a call with the same arguments continues where an earlier one stopped."""
+    folder,out,clock = Path(folder),Path(out),Clock(seconds, start)
+    check_output(out/'index.html') # before training
+    _check_numbers(dict(size=size, seq_len=seq_len, folds=folds), seconds, workers)
+    encoder,reason = (None,None) if scratch or num_distrib() > 1 else pretrained_encoder(arch, weights)
+    if encoder is None:
+        notes = [f'No pretrained weights: {reason}'] if reason else []
+        for o in notes: print(f'{o} Training from scratch.', flush=True)
+        return scratch_study(folder, out, groups, clock, size or 64, seq_len or 8, seed=seed, workers=workers,
+                             flip=flip, pattern=pattern, notes=notes, **kwargs)
+    started_from = weights_text(arch, weights or True)
+    print(f'Starting from {started_from}.', flush=True)
+    return pretrained_study(folder, out, encoder, started_from, groups, clock, folds, seed, size,
+                            seq_len or 16, workers, flip, pattern)
