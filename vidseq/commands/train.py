@@ -17,8 +17,8 @@ from ..files import check_output, safe_path
 _seconds = real(above=0, high=1e7)
 started = time.time() # of the command, before libraries are imported: a time budget includes that
 
-@command('demo', 'Generate videos of moving shapes, train on them from scratch and from pretrained weights, and '
-         'write a page for each that compares models. Takes a few minutes on a laptop.',
+@command('demo', 'Generate videos of moving shapes, train on them from scratch and from pretrained weights, '
+         'and write a page for each that compares models. Takes a few minutes on a laptop.',
          arg('--out', type=path, default=Path('vidseq-demo'), help=f'folder for the results {default}'),
          arg('--seconds', type=_seconds, default=240, help=f'time for everything {default}'))
 def _demo(args, out):
@@ -68,17 +68,18 @@ _train_args = (
         help='from scratch: batch size (default: 16, fewer for small data sets)'),
     arg('--no-augment', dest='augment', action='store_false', help='from scratch: no data augmentation'))
 
-@command('train', 'Train on a folder of class folders of videos (or of folders of frames), and write the best '
-         'model and a page that compares models. Features of a pretrained image encoder are computed once; small '
-         'heads on them are cross-validated over groups. Run again to continue after an interruption. From '
-         'scratch on several GPUs: `accelerate launch --multi_gpu -m vidseq.cli train DIR --scratch`.',
+@command('train', 'Train on a folder of class folders of videos (or of folders of frames), and write the '
+         'best model and a page that compares models. Features of a pretrained image encoder are computed '
+         'once; small heads on them are cross-validated over groups. Run again to continue after an interruption. '
+         'From scratch on several GPUs: `accelerate launch --multi_gpu -m vidseq.cli train DIR --scratch`.',
          *_train_args)
 def _train(args, out):
     from vidseq.report.train_folder import train_folder
     from vidseq.train.learner import epoch_lines
     results = args.out or Path(f'vidseq-{args.folder.resolve().name}')
-    options = {o: getattr(args, o) for o in ('seconds','arch','weights','scratch','folds','size','seq_len','seed',
-                                             'workers','flip','pattern','step','bs','augment')}
+    names = ('seconds','arch','weights','scratch','folds','size','seq_len','seed','workers','flip','pattern',
+             'step','bs','augment')
+    options = {o: getattr(args, o) for o in names}
     with epoch_lines():
         study = train_folder(args.folder, results, args.groups, start=started, **options)
     _show_scores(out, study, results)

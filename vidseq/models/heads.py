@@ -51,7 +51,16 @@ def _reduce(n_features, hidden_size):
 
 def _mean_max(x): return torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=1) # B,T,F -> B,2*F
 
-def _dropout_linear(n_in, n_out, ps): return nn.Sequential(nn.Dropout(ps), nn.Linear(n_in, n_out))
+class SeededDropout(nn.Dropout):
+    "Draw from `generator` if it is set, so that heads that train side by side do not interact"
+    generator = None
+    def forward(self, x):
+        if not self.training or self.generator is None: return super().forward(x)
+        draws,share = self.generator,1-self.p
+        keep = torch.empty(x.shape, device=draws.device).bernoulli_(share, generator=draws)
+        return x*keep.to(x)/share
+
+def _dropout_linear(n_in, n_out, ps): return nn.Sequential(SeededDropout(ps), nn.Linear(n_in, n_out))
 
 class ConvHead(Module):
     "Convolve over time"

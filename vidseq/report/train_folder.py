@@ -205,8 +205,8 @@ def _curves(result, name):
     sizes,values = learning_curve(result, units[0])
     return {f'valid {result.scores[name].metric}': (sizes, values)}
 
-def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5, seed=0, size=None, seq_len=16,
-                     workers=None, flip=False, pattern=None):
+def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5, seed=0, size=None,
+                     seq_len=16, workers=None, flip=False, pattern=None):
     "Compare heads on pretrained features and other models on the same folds; write the model and the page"
     clips = get_clips(folder, pattern)
     group = known_group(clips, groups)

@@ -8,13 +8,15 @@ __all__ = ['embed']
 # %% ../../nbs/57_train.embed.ipynb #e389f32e
 import hashlib, json, time
 from collections import Counter
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import timm
 import torch
 from fastai.vision.all import (L, Pipeline, Resize, ToTensor, default_device, defaults, fastai_path, ifnone,
                                parent_label)
+from threadpoolctl import threadpool_limits
 
 from ..data.clip import ImageTupleTfm
 from ..data.labels import choose_kind, read_labels
@@ -58,13 +60,32 @@ class EmbedSettings:
 
     def to_dict(self): return vars(self)
 
+# %% ../../nbs/57_train.embed.ipynb #4e87e182
+@contextmanager
+def one_thread():
+    "Compute each operation in one thread: several small computations run side by side instead"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        try: yield
+        finally: torch.set_num_threads(n)
+
+def run_in_threads(f, items, n, name):
+    "Yield index and result of `f` for each of `items`, computed in `n` threads (0: in this thread)"
+    check_range('n_workers', n, 0)
+    pool = ThreadPoolExecutor(n) if n else None
+    with one_thread():
+        try: yield from parallel_iter(f, items, pool, n_workers=0, name=name)
+        finally:
+            if pool: pool.shutdown(wait=False, cancel_futures=True)
+
 # %% ../../nbs/57_train.embed.ipynb #c039e81f
 class ClipEmbedder:
     "Return the features V,S,T,F of a clip, or its `VideoError`; can be sent to other processes"
     def __init__(self, encoder, # `StreamEncoder`
                  settings, # `EmbedSettings`
-                 device='cpu', threads=None):
-        self.encoder,self.settings,self.device,self.threads = encoder,settings,torch.device(device),threads
+                 device='cpu'):
+        self.encoder,self.settings,self.device = encoder,settings,torch.device(device)
 
     def read(self, path):
         "Return the frames V,T,3,H,W of a clip, or its `VideoError`"
@@ -82,9 +103,7 @@ class ClipEmbedder:
 
     def __call__(self, path):
         frames = self.read(path)
-        if isinstance(frames, Exception): return frames
-        if self.threads: torch.set_num_threads(self.threads)
-        return self.encode(frames)
+        return frames if isinstance(frames, Exception) else self.encode(frames)
 
 class _Frames(torch.utils.data.Dataset):
     "Read clips in the workers of a torch loader"
@@ -102,17 +121,14 @@ def _run_on_device(embedder, paths, n_workers):
     for i,frames in enumerate(progress(loader, len(paths), 'embedded')):
         yield i, frames if isinstance(frames, Exception) else embedder.encode(frames)
 
-def _crashed(path):
-    return VideoError(path, 'the process that read it died twice: out of memory, or an error in the decoder')
-
 def encode_clips(embedder, # `ClipEmbedder`
                  paths, executor=None, n_workers=None):
     "Yield the index and the features, or the `VideoError`, of clips as they are ready"
-    if executor is None and embedder.device.type != 'cpu':
-        return _run_on_device(embedder, paths, ifnone(n_workers, defaults.cpus))
-    threads = None if n_workers == 0 and executor is None else 1
-    embedder = ClipEmbedder(embedder.encoder, embedder.settings, 'cpu', threads)
-    return parallel_iter(embedder, paths, executor, n_workers, crashed=_crashed, name='embedded')
+    on_cpu = ClipEmbedder(embedder.encoder, embedder.settings)
+    if executor is not None: return parallel_iter(on_cpu, paths, executor, name='embedded')
+    n_workers = ifnone(n_workers, defaults.cpus)
+    if embedder.device.type != 'cpu': return _run_on_device(embedder, paths, n_workers)
+    return run_in_threads(on_cpu, paths, n_workers, 'embedded')
 
 # %% ../../nbs/57_train.embed.ipynb #d57837a4
 def _digest(encoder, settings):
@@ -250,7 +266,7 @@ def embed(clips, # Paths of videos or folders of frames, the folder of a data se
           pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
           seconds:float=None, # Stop after this time, and return the clips that are ready
           executor=None, # `concurrent.futures.Executor` to use, for example of a cluster
-          n_workers:int=None, # Processes; default: all cores; 0: this process
+          n_workers:int=None, # Threads; on a GPU, processes that read clips; default: all cores
          )->Features:
     """Compute the features of clips with a frozen encoder, or read those that were computed before
 

@@ -6,27 +6,26 @@
 __all__ = []
 
 # %% ../../nbs/58_train.fit_heads.ipynb #32a17dae
-import time, warnings
+import threading, time, warnings
 from collections import namedtuple
-from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import DataBlock, IndexSplitter, ItemGetter, Learner, default_device, noop
+from fastai.vision.all import (DataBlock, IndexSplitter, ItemGetter, Learner, default_device, defaults,
+                               ifnone, noop)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from vidseq.data.block import ClipBlock, NormalizeInPlace, VideoDataLoaders
 from vidseq.data.labels import label_block
-from vidseq.models.heads import SummaryHead, create_head_for, heads
+from vidseq.models.heads import SeededDropout, SummaryHead, create_head_for, heads
 from vidseq.models.streams import StreamModel
 from vidseq.parallel import parallel_iter
-from vidseq.train.embed import EmbedSettings
+from vidseq.train.embed import EmbedSettings, run_in_threads
 from vidseq.train.frozen import FrozenEncoder
 from vidseq.train.learner import video_learner
 
@@ -79,7 +78,10 @@ def _loss(kind):
 class _FoldTrainer:
     "Train one head on the training clips of one fold"
     def __init__(self, head, train, n_clips, n_steps, loss, seed, lr=2e-3, wd=.05):
-        self.head,self.loss,self.seed,self.step = head,loss,seed,0
+        self.head,self.loss = head,loss
+        draws = torch.Generator(next(head.parameters()).device).manual_seed(seed)
+        for o in head.modules():
+            if isinstance(o, SeededDropout): o.generator = draws
         self.is_train = torch.zeros(n_clips, dtype=torch.bool)
         self.is_train[list(train)] = True
         self.opt = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=wd)
@@ -87,10 +89,8 @@ class _FoldTrainer:
 
     def train_batch(self, idxs, x, y):
         "Train on those clips `idxs` of a batch that are not held out; return the loss"
-        self.step += 1
         keep,loss = self.is_train[idxs],None
         if keep.sum() > 1:
-            torch.manual_seed(self.seed*1_000_003 + self.step) # dropout does not depend on other folds
             keep = keep.to(x.device)
             self.opt.zero_grad()
             loss = self.loss(self.head(x[keep]), y[keep])
@@ -107,22 +107,35 @@ def _batch_size(n_clips, folds, bs):
     n_train = sum(len(o) for o,_ in folds)/len(folds)
     return max(round(bs*n_clips/max(n_train, 1)), 2)
 
-def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, until):
+_creating = threading.Lock()
+
+def _create_head(name, shape, n_out, seed):
+    "Create a head whose weights depend only on the seed, also if other threads create heads"
+    with _creating, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_head_for(name, shape, n_out)
+
+def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, is_over):
     "Return the trained head of each fold, or None if the time is up"
     n,n_views,_,_,*shape = features.shape
     bs,rng = _batch_size(n, folds, bs),torch.Generator().manual_seed(seed)
     n_steps,trainers = epochs*-(-n//bs),[]
     for i,(train,_) in enumerate(folds):
-        torch.manual_seed(seed)
-        head = create_head_for(name, shape, len(features.vocab)).to(device)
+        head = _create_head(name, shape, len(features.vocab), seed).to(device)
         trainers.append(_FoldTrainer(head, train, n, n_steps, _loss(features.kind), seed*1000+i))
     for _ in range(epochs):
-        if until is not None and time.time() > until: return None
+        if is_over(): return None
         for idxs in torch.randperm(n, generator=rng).split(bs):
             view = int(torch.randint(n_views, (1,), generator=rng))
             x,y = _read(features, s, idxs, view).to(device),targets[idxs].to(device)
             for o in trainers: o.train_batch(idxs, x, y)
-    return [o.head.eval() for o in trainers]
+    return [_without_generator(o.head.eval()) for o in trainers]
+
+def _without_generator(head):
+    "Return a head whose dropout draws from torch's generator again"
+    for o in head.modules():
+        if isinstance(o, SeededDropout): o.generator = None
+    return head
 
 # %% ../../nbs/58_train.fit_heads.ipynb #de4074a8
 HeadFit = namedtuple('HeadFit', 'unit outputs states seconds')
@@ -136,14 +149,14 @@ def _summaries(head, features, s, bs=64):
 
 def _fit_linear_heads(features, name, s, folds, targets):
     "Return the fitted linear head of each fold"
-    n_views,shape,y,heads_ = features.shape[1],features.shape[4:],targets.numpy(),[]
+    n_views,shape,y,fitted = features.shape[1],features.shape[4:],targets.numpy(),[]
     for train,_ in folds:
         head = create_head_for(name, shape, len(features.vocab))
-        if not heads_: summaries = _summaries(head, features, s)
+        if not fitted: summaries = _summaries(head, features, s)
         x = summaries[:,list(train)].flatten(0, 1).double().numpy() # V,n,F -> V*n,F
         fit_linear(head, x, np.concatenate([y[list(train)]]*n_views), features.kind)
-        heads_.append(head.eval())
-    return heads_
+        fitted.append(head.eval())
+    return fitted
 
 @torch.no_grad()
 def predict_head(head, features, stream, idxs, bs=64,
@@ -172,27 +185,17 @@ def _scale_outputs(head, scale):
         layer.weight.mul_(std[:,None])
         layer.bias.mul_(std).add_(mean)
 
-@contextmanager
-def _one_thread():
-    "Compute in one thread: those of small problems wait for each other longer than they compute"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        try: yield
-        finally: torch.set_num_threads(n)
-
-def _fit_unit(unit, features, folds, epochs, bs, device, until):
+def _fit_unit(unit, features, folds, epochs, bs, device, until, stop=None):
     "Train one head for all folds; return a `HeadFit`, or None if the time is up"
+    def is_over(): return until is not None and time.time() > until or stop is not None and stop.is_set()
     start,(name,stream,seed) = time.time(),unit
-    if until is not None and start > until: return None
+    if is_over(): return None
     s,(targets,scale) = features.names.index(stream),_standardized(features.targets, features.kind)
-    with torch.random.fork_rng(), _one_thread():
-        if issubclass(heads[name], SummaryHead):
-            fitted = _fit_linear_heads(features, name, s, folds, features.targets)
-        else:
-            fitted = _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, until)
-            if fitted is None: return None
-            for o in fitted if scale else (): _scale_outputs(o, scale)
+    if issubclass(heads[name], SummaryHead):
+        fitted = _fit_linear_heads(features, name, s, folds, features.targets)
+    else: fitted = _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, is_over)
+    if fitted is None: return None
+    for o in fitted if scale and not issubclass(heads[name], SummaryHead) else (): _scale_outputs(o, scale)
     outputs = torch.full((len(features), len(features.vocab)), float('nan'))
     for head,(_,valid) in zip(fitted, folds):
         if len(valid): outputs[list(valid)] = predict_head(head, features, stream, list(valid))
@@ -204,16 +207,20 @@ def fit_heads(features, # `Features` with labels
               folds, # (train, valid) lists of indices for each fold
               epochs:int=60, bs:int=16,
               until:float=None, # Do not start or finish heads after this time (of `time.time`)
-              executor=None, n_workers=None, # As for `parallel_map`; on a GPU, heads train in this process
+              executor=None, # `concurrent.futures.Executor` to use instead of threads
+              n_workers=None, # Threads; on a GPU, one head trains at a time
              ): # Generator of a `HeadFit` for each head that was trained
-    "Train heads on cached features, for all folds, in parallel processes"
-    device = default_device()
-    if device.type != 'cpu': executor,n_workers = None,0
-    light = copy(features)
+    "Train heads on cached features, for all folds, several at a time"
+    device,light,stop = default_device(),copy(features),threading.Event()
     light.encoder = light.group = None # a `group` may be a lambda, which cannot be sent to processes
+    n = 0 if device.type != 'cpu' else ifnone(n_workers, defaults.cpus)
     fit = partial(_fit_unit, features=light, folds=folds, epochs=epochs, bs=bs, device=device, until=until)
-    for _,o in parallel_iter(fit, units, executor, n_workers, name='heads'):
-        if o is not None: yield o
+    if executor is not None: done = parallel_iter(fit, units, executor, name='heads')
+    else: done = run_in_threads(partial(fit, stop=stop), units, n, 'heads')
+    try:
+        for _,o in done:
+            if o is not None: yield o
+    finally: stop.set() # after Ctrl-C, heads in training end with their epoch
 
 # %% ../../nbs/58_train.fit_heads.ipynb #4bb7fee5
 def features_loaders(features, names, valid=(), bs=8, **kwargs):
