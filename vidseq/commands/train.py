@@ -70,8 +70,9 @@ _train_args = (
 
 @command('train', 'Train on a folder of class folders of videos (or of folders of frames), and write the '
          'best model and a page that compares models. Features of a pretrained image encoder are computed '
-         'once; small heads on them are cross-validated over groups. Run again to continue after an interruption. '
-         'From scratch on several GPUs: `accelerate launch --multi_gpu -m vidseq.cli train DIR --scratch`.',
+         'once; small heads on them are cross-validated over groups. Run again to continue after an '
+         'interruption. From scratch on several GPUs: `accelerate launch --multi_gpu -m vidseq.cli train DIR '
+         '--scratch`.',
          *_train_args)
 def _train(args, out):
     from vidseq.report.train_folder import train_folder
