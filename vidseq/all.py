@@ -39,6 +39,7 @@ from vidseq.train.resume import *
 from vidseq.train.distributed import *
 from vidseq.train.features import *
 from vidseq.train.embed import *
+from vidseq.train.embedding import *
 from vidseq.evaluate.intervals import *
 from vidseq.evaluate.metrics import *
 from vidseq.evaluate.scores import *

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, TensorImage, plt
+from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, TensorImage, nn, plt
 from fastcore.xml import Br, Div, NotStr
 
 from ..data.clip import ImageTuple
 from .kinds import scores_of_kind
-from ..models.layers import stack_frames
+from ..models.layers import TimeDistributed, stack_frames
+from ..models.streams import StreamEncoder
 from ..train.learner import learner_method
 from ..train.outputs import class_index, clip_path, decode_outputs, decoding, labels_of, predict_outputs
 
@@ -102,27 +103,36 @@ def frame_importance(learn:Learner, # Trained learner
     return (probs[0,target]-probs[1:,target]).numpy()
 
 # %% ../../nbs/61_evaluate.interpret.ipynb #dc0f4c34
-def _is_feature_map(out, n_frames):
-    "Return whether a layer's output has positions: 1,C,t,h,w, or T,C,h,w for frames encoded one by one"
+def _is_feature_map(out, n_images):
+    "Return whether a layer's output has positions: 1,C,t,h,w, or N,C,h,w for images encoded one by one"
     if not isinstance(out, torch.Tensor) or not out.requires_grad: return False
-    if out.ndim == 4 and not len(out) == n_frames > 1: return False
+    if out.ndim == 4 and not len(out) == n_images > 1: return False
     return out.ndim in (4,5) and min(out.shape[-2:]) > 1
+
+_not_maps = TimeDistributed, nn.AdaptiveAvgPool2d # outputs 1,T,C,h,w are not 1,C,t,h,w; pooled maps
+
+def _map_layers(model, n_frames):
+    "Return the layers of the encoder that may return maps, and how many images of a clip it encodes"
+    encoder,n_images = getattr(model, 'encoder', model),n_frames
+    if isinstance(encoder, StreamEncoder): encoder,n_images = encoder.image_encoder,encoder.n_images(n_frames)
+    layers = [m for m in encoder.modules() if not isinstance(m, _not_maps)]
+    return [m for m in layers if not getattr(m, 'inplace', False)], n_images
 
 def _last_feature_maps(model, x):
     "Return the logits for a batch 1,T,C,H,W, and the encoder's last feature maps or None"
-    maps = []
+    maps,(layers,n_images) = [],_map_layers(model, x.shape[1])
     def collect(m, args, out):
-        if _is_feature_map(out, x.shape[1]): maps.append(out)
-    layers = [m for m in getattr(model, 'encoder', model).modules() if not getattr(m, 'inplace', False)]
+        if _is_feature_map(out, n_images): maps.append(out)
     hooks = [m.register_forward_hook(collect) for m in layers]
     try: return model(x),maps[-1] if maps else None
     finally:
         for h in hooks: h.remove()
 
-def _grad_cam(score, maps):
+def _grad_cam(score, maps, encoder):
     "Return the Grad-CAM heat map 1,t,h,w of a score"
     weights = torch.autograd.grad(score, maps)[0].mean(dim=(-2,-1), keepdim=True)
-    heat = (weights*maps).sum(1).relu() # 1,C,t,h,w -> 1,t,h,w, or T,C,h,w -> T,h,w
+    heat = (weights*maps).sum(1).relu() # 1,C,t,h,w -> 1,t,h,w, or N,C,h,w -> N,h,w
+    if isinstance(encoder, StreamEncoder): heat = encoder.frame_maps(heat)
     return heat if maps.ndim == 5 else heat[None]
 
 def _input_gradients(score, x):
@@ -141,7 +151,8 @@ def class_activation(learn:Learner, # Trained learner
     outputs,maps = _last_feature_maps(model, x)
     decode_outputs(learn, outputs) # checks them
     score = outputs.reshape(-1)[_target_index(learn, target, outputs[0])]
-    heat = _input_gradients(score, x) if maps is None else _grad_cam(score, maps)
+    encoder = getattr(model, 'encoder', None)
+    heat = _input_gradients(score, x) if maps is None else _grad_cam(score, maps, encoder)
     heat = F.interpolate(heat[None], (x.shape[1], *x.shape[-2:]), mode='trilinear') # 1,1,t,h,w -> 1,1,T,H,W
     heat = heat[0,0].detach().cpu()
     return heat/heat.max().clip(min=1e-12)

@@ -66,6 +66,18 @@ class StreamEncoder(Module):
         now,later = (x[:,::2],x[:,1::2]) if self.pairs else (x,None)
         return [(streams[o](now, later)-self.mean)/self.std for o in self.names]
 
+    @property
+    def image_encoder(self):
+        "Return the image encoder, whose maps are averaged afterwards if `grid` > 1"
+        return self.encoder.module if self.grid == 1 else self.encoder.module[0]
+
+    def n_images(self, n_frames): return len(self.names)*(n_frames//2 if self.pairs else n_frames)
+
+    def frame_maps(self, maps): # S*n,h,w of the images of a clip -> T,h,w
+        "Return the sum over streams for each frame; both frames of a pair get the same"
+        maps = maps.unflatten(0, (len(self.names), -1)).sum(dim=0) # n,h,w
+        return maps.repeat_interleave(2, dim=0) if self.pairs else maps
+
     @torch.no_grad()
     def still_features(self, size:int # Width and height of the images
                       )->dict: # Name of a stream -> F, or F,h,w
@@ -121,8 +133,7 @@ class StreamModel(Module):
                 ):
         names = member_streams(members)
         self.encoder = StreamEncoder(arch, names, pretrained, grid, chunk=chunk, checkpoint=checkpoint)
-        image_encoder = self.encoder.encoder.module
-        n_features = getattr(image_encoder, 'n_features', None) or image_encoder[0].n_features
+        n_features = self.encoder.image_encoder.n_features
         shape = (n_features,) if grid == 1 else (n_features,grid,grid)
         self.head = StreamHead(members, names, shape, n_out)
 

@@ -202,6 +202,7 @@ def predict_outputs(learn, # Learner
     "Predict the clips of `dl`; raise `ValueError` if the outputs do not fit the labels or are not finite"
     labels = labels_of(learn.dls)
     cbs = [_OneColumn(), *L(cbs)]
+    if not len(dl): raise ValueError('dl: empty. Give clips: `dls.test_dl(clips, with_labels=True)`.')
     with _only_predicting(learn): outputs,targs = learn.get_preds(dl=dl, act=noop, cbs=cbs)
     return decode_outputs(learn, outputs), _as_numbers(targs, labels)
 
