@@ -25,7 +25,8 @@ class _NameGroup:
             raise ValueError(f'{pattern}: not a regular expression ({e}). Correct the pattern.') from None
 
     def __call__(self, path):
-        match = self.regex.search(Path(path).name)
+        path = path if isinstance(path, Path) else Path(path) # parsing a path takes time
+        match = self.regex.search(path.name)
         return match and match[1 if self.regex.groups else 0]
 
 def group_by(pattern:str # Regular expression for the group in a file name

@@ -213,7 +213,7 @@ def _clips_of(clips, labels, group, pattern):
         group = group or dls_group(clips)
         clips,labels = _loader_clips(clips)
     elif isinstance(clips, (str,Path)): clips = get_clips(clips, pattern)
-    paths = [Path(o).absolute() for o in clips]
+    paths = [o.absolute() if isinstance(o, Path) else Path(o).absolute() for o in clips]
     if not paths: raise ValueError('clips: empty. Give a folder, or a list of videos.')
     return paths, _label_list(labels, paths), known_group(paths, group)
 
