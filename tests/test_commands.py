@@ -32,7 +32,8 @@ def odd(tmp_path_factory, make_shapes):
 def trained(odd, tmp_path_factory):
     "Return the folder of results of `vidseq train`, and what it printed"
     out = tmp_path_factory.mktemp('trained')/'out'
-    return out,run('train', odd, '--out', out, '--seconds', .2, '--size', 32, '--frames', 4, '--bs', 8)
+    return out,run('train', odd, '--scratch', '--out', out, '--seconds', .2, '--size', 32, '--frames', 4, '--bs',
+        8)
 
 
 @posix
@@ -41,7 +42,7 @@ def test_train_with_odd_names(trained):
     assert code == 0, err
     assert [o.name for o in sorted(out.glob('[!.]*')) if not o.name.startswith('frames')] == [
         'index.html', 'model', 'scores.json']
-    assert len(printed.splitlines()) == 5 and printed.splitlines()[-1].startswith('Page: ')
+    assert len(printed.splitlines()) == 6 and printed.splitlines()[-1].startswith('Page: ')
     assert '\x1b' not in err and '\r' not in err
     assert sum(o.startswith('epoch 0, train_loss') for o in err.splitlines()) == 4
     scores = json.loads((out/'scores.json').read_text(encoding='utf-8'))
@@ -97,20 +98,20 @@ def test_the_model_is_saved_before_the_page(trained, odd, tmp_path, monkeypatch)
     def fail(*args, **kwargs): raise RuntimeError('cannot draw')
     monkeypatch.setattr(vidseq.report.page, '_sections', fail)
     out = tmp_path/'out'
-    code,printed,err = run('train', odd, '--out', out, '--seconds', .1, '--size', 32, '--frames', 4, '--bs',
-        8)
+    code,printed,err = run('train', odd, '--scratch', '--out', out, '--seconds', .1, '--size', 32,
+        '--frames', 4, '--bs', 8)
     assert (code, printed) == (1, '') and 'RuntimeError: cannot draw' in err.splitlines()[-1]
     assert (out/'model'/'model.safetensors').exists() and (out/'scores.json').exists()
     assert not (out/'index.html').exists()
 
 @posix
 def test_a_full_disk_does_not_cost_the_model(tmp_path, monkeypatch):
-    from vidseq.report.page import _save_somewhere
+    from vidseq.report.page import save_somewhere
     saved = []
     def save(folder):
         if folder == tmp_path/'model': raise OSError(28, 'No space left on device', str(folder))
         saved.append(folder)
-    with pytest.raises(OSError, match='saved to .*vidseq-model-') as e: _save_somewhere(save,
+    with pytest.raises(OSError, match='saved to .*vidseq-model-') as e: save_somewhere(save,
         tmp_path/'model')
     assert str(saved[0]) in str(e.value)
     shutil.rmtree(saved[0])

@@ -18,13 +18,15 @@ def test_demo(tmp_path, monkeypatch):
     assert scores['train_clips'] + scores['valid_clips'] == 480
     page = (tmp_path/'demo'/'index.html').read_text(encoding='utf-8')
     assert 0 < page.count('<picture>') <= 15 and not re.search(r'(?:src|href)="(?!data:|#)', page)
+    pretrained = json.loads((tmp_path/'demo'/'pretrained'/'scores.json').read_text())
+    assert 'EfficientNet-Lite0' in str(pretrained)
     video = next((tmp_path/'fastai').rglob('*.avi'))
     assert main(['predict', str(tmp_path/'demo'/'model'), str(video)]) == 0
 
 
 @pytest.mark.slow
 def test_models_learn_motion_from_scratch_in_three_minutes(tmp_path):
-    main(['demo', '--out', str(tmp_path/'demo'), '--seconds', '150'])
+    main(['demo', '--out', str(tmp_path/'demo'), '--seconds', '800'])
     models = json.loads((tmp_path/'demo'/'scores.json').read_text())['models']
     accuracy = {name: o['accuracy'] for name,o in models.items()}
     assert accuracy['Frame average'] <= 0.60, accuracy

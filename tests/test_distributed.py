@@ -73,7 +73,7 @@ def test_two_processes_are_as_one(shapes, tmp_path):
 @pytest.mark.slow
 def test_the_train_command_in_two_processes(shapes, tmp_path):
     out = tmp_path/'out'
-    options = '--seconds 3 --size 32 --frames 4 --bs 8'.split()
+    options = '--seconds 12 --size 32 --frames 4 --bs 8'.split()
     lines = launch(2, '-m', 'vidseq.cli', 'train', shapes, '--out', out, *options).splitlines()
     assert sum('Best model: ' in o for o in lines) == 1 # only the first process prints
     scores = json.loads((out/'scores.json').read_text())

@@ -108,7 +108,7 @@ def pretrained_encoder(arch, weights=None):
     try: return StreamEncoder(arch, _names), None
     except (ImportError, ValueError) as e: return None, str(e)
 
-def _choose_folds(clips, folder, groups, n_folds, seed):
+def _choose_folds(clips, folder, groups, n_folds, seed, prints=True):
     "Return the folds of clips, the number of folds (None: one split) and a sentence"
     labels = [parent_label(o) for o in clips]
     rule = split_rule(clips, folder, groups)
@@ -116,7 +116,8 @@ def _choose_folds(clips, folder, groups, n_folds, seed):
     group = known_group(clips, groups)
     units = {group(o) for o in clips} if group else clips
     folds = group_folds(clips, labels, group, min(n_folds, len(units)), seed)
-    print(fold_note(folds, labels), end='')
+    note = fold_note(folds, labels)
+    if note and prints: print(note)
     about = 'No group is in both training and validation.' if group else 'The groups are unknown.'
     return folds, len(folds), about
 
@@ -213,9 +214,13 @@ def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5,
     found_groups = [group(o) for o in clips] if group else None
     found = describe_clips(clips, [parent_label(o) for o in clips], found_groups, pattern)
     for o in found: print(o, flush=True)
+    _choose_folds(clips, folder, groups, folds, seed, prints=False) # an error comes before the long work
     result,n_folds,about = _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len,
                                             workers, pattern, folder)
     rival,validated,notes = _race_others(result, out, clock, started_from, flip, workers)
+    n = len(result.features)
+    if n < len(clips): notes.insert(0, f'{n} of {len(clips)} clips were used. If the time was too short for '
+                                       'the others, run the command again: it continues.')
     if validated is None: result = _train_more(result, out, clock, workers)
     _add_ensemble(result)
     study = _make_study(folder, out, result, rival, validated, started_from, found, n_folds, about, notes,
