@@ -32,8 +32,8 @@ def odd(tmp_path_factory, make_shapes):
 def trained(odd, tmp_path_factory):
     "Return the folder of results of `vidseq train`, and what it printed"
     out = tmp_path_factory.mktemp('trained')/'out'
-    return out,run('train', odd, '--scratch', '--out', out, '--seconds', .2, '--size', 32, '--frames', 4, '--bs',
-        8)
+    return out,run('train', odd, '--scratch', '--out', out, '--seconds', .2, '--size', 32, '--frames', 4,
+        '--bs', 8)
 
 
 @posix
@@ -47,6 +47,35 @@ def test_train_with_odd_names(trained):
     assert sum(o.startswith('epoch 0, train_loss') for o in err.splitlines()) == 4
     scores = json.loads((out/'scores.json').read_text(encoding='utf-8'))
     assert set(scores['classes']) == set(odd_names)
+
+@posix
+def test_train_from_pretrained_weights(odd, tmp_path):
+    "Check the results of the main command: heads on features of real weights, with unusual class names"
+    out = tmp_path/'out'
+    code,printed,err = run('train', odd, '--out', out, '--seconds', 20, '--size', 48, '--seq-len', 4)
+    assert code == 0, err
+    assert 'Starting from EfficientNet-Lite0, ImageNet weights (Apache-2.0).' in err
+    assert 'Linear on motion' in printed and printed.splitlines()[-1].startswith('Page: ')
+    scores = json.loads((out/'scores.json').read_text(encoding='utf-8'))
+    assert scores['best'] in printed and scores['n_folds'] == 5
+    card = json.loads((out/'model'/'config.json').read_text(encoding='utf-8'))['card']
+    assert 'EfficientNet-Lite0' in card['started_from']
+    code,printed,err = run('predict', out/'model', next((odd/odd_names[2]).glob('*.avi')))
+    assert code == 0 and len(printed.splitlines()) >= 1, err
+
+@posix
+def test_train_without_weights_goes_on_from_scratch(odd, tmp_path, monkeypatch):
+    "Check that the reason and the fix are printed, on one line, and are on the page"
+    import vidseq.models.pretrained
+    monkeypatch.setattr(vidseq.models.pretrained, '_packaged_file', lambda: None)
+    monkeypatch.setattr(vidseq.models.pretrained, '_in_hub_cache', lambda hub_id: False)
+    monkeypatch.setattr(vidseq.models.pretrained, '_hub_answers', lambda: False)
+    out = tmp_path/'out'
+    code,printed,err = run('train', odd, '--out', out, '--seconds', 1, '--size', 32, '--frames', 4, '--bs', 8)
+    assert code == 0, err
+    [line] = [o for o in err.splitlines() if 'No pretrained weights' in o]
+    assert 'vidseq[offline]' in line and 'from scratch' in line
+    assert 'No pretrained weights' in (out/'index.html').read_text(encoding='utf-8')
 
 @posix
 def test_evaluate_prints_json_only(trained, odd):

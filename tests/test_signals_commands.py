@@ -114,7 +114,8 @@ def test_check(data, number, to_group, i):
 @pytest.mark.parametrize('workers', [0,2])
 @pytest.mark.parametrize('i', repeats)
 def test_train(small, tmp_path, number, to_group, workers, i):
-    args = 'train', small, '--scratch', '--out', tmp_path/'out', '--seconds', 1200, '--size', 32, '--workers', workers
+    options = '--seconds', 1200, '--size', 32, '--workers', workers
+    args = 'train', small, '--scratch', '--out', tmp_path/'out', *options
     interrupt(args, 'epoch 0', number, to_group)
     assert not (tmp_path/'out'/'index.html').exists()
 
