@@ -74,7 +74,8 @@ def _place_clips(items, sets):
     depth,has_sets = class_depth(items, sets)
     clips = [o for o in items if len(o.parts) == depth+1]
     if has_sets: clips += _without_class(items, depth)
-    return set(clips), [o for o in items if o not in set(clips)]
+    clips = set(clips)
+    return clips, [o for o in items if o not in clips]
 
 def _raise_misplaced(path, items, frames):
     "Raise `ValueError` for clips that are not in class folders"
