@@ -108,7 +108,7 @@ def pretrained_encoder(arch, weights=None):
     try: return StreamEncoder(arch, _names), None
     except (ImportError, ValueError) as e: return None, str(e)
 
-def _choose_folds(clips, folder, groups, n_folds, seed, prints=True):
+def _folds_or_split(clips, folder, groups, n_folds, seed, prints=True):
     "Return the folds of clips, the number of folds (None: one split) and a sentence"
     labels = [parent_label(o) for o in clips]
     rule = split_rule(clips, folder, groups)
@@ -121,7 +121,7 @@ def _choose_folds(clips, folder, groups, n_folds, seed, prints=True):
     about = 'No group is in both training and validation.' if group else 'The groups are unknown.'
     return folds, len(folds), about
 
-def _neighbors(result, n_clips=40, n=3):
+def _similar_clips(result, n_clips=40, n=3):
     "Return position of a wrong clip -> its most similar clips outside its fold: path, label and similarity"
     features,scores = result.features,result.scores[result.best]
     held_out = sorted(i for _,valid in result.folds for i in valid)
@@ -141,7 +141,7 @@ def _head_contenders(result, started_from):
                                           result.seconds(name), result.n_params(name))
     return [contender(o) for o in result.table['head']]
 
-def _commands(folder, out, seconds):
+def _next_commands(folder, out, seconds):
     return [('Predict a video', f'vidseq predict {out/"model"} VIDEO'),
             ('Predict in Python', f"load_pretrained('{out/'model'}').predict_video('VIDEO')"),
             ('Train longer', f'vidseq train {folder} --out {out} --seconds {2*seconds:g}')]
@@ -152,7 +152,7 @@ def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_
     "Embed the clips and compare heads on their features; return the `Probe` and facts about the folds"
     features = embed(clips, encoder, _names, seq_len, size, group=known_group(clips, groups), pattern=pattern,
                      cache=out/'features', seconds=clock.left(.4*clock.seconds), n_workers=workers)
-    folds,n_folds,about = _choose_folds(features.paths, folder, groups, folds, seed)
+    folds,n_folds,about = _folds_or_split(features.paths, folder, groups, folds, seed)
     print(f'Comparing heads on {features}', flush=True)
     result = probe(features, folds=folds, n_seeds=2, seconds=clock.left(clock.end), cache=out/'features',
                    n_workers=workers)
@@ -197,7 +197,7 @@ def _make_study(folder, out, result, rival, validated, started_from, found, n_fo
     for o in contenders: o.curves,o.curve_x = _curves(result, o.name),'training clips'
     corrected = corrected_choice(scores, winner.scores)
     return Study(f'vidseq: {folder.name}', contenders, best, result.simplest, found, n_folds, corrected,
-                 _neighbors(result), commands=_commands(folder, out, seconds), about=about, notes=notes)
+                 _similar_clips(result), commands=_next_commands(folder, out, seconds), about=about, notes=notes)
 
 def _curves(result, name):
     "Return the score of a linear head by the number of training clips, None for other candidates"
@@ -214,7 +214,7 @@ def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5,
     found_groups = [group(o) for o in clips] if group else None
     found = describe_clips(clips, [parent_label(o) for o in clips], found_groups, pattern)
     for o in found: print(o, flush=True)
-    _choose_folds(clips, folder, groups, folds, seed, prints=False) # an error comes before the long work
+    _folds_or_split(clips, folder, groups, folds, seed, prints=False) # an error comes before the long work
     result,n_folds,about = _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len,
                                             workers, pattern, folder)
     rival,validated,notes = _race_others(result, out, clock, started_from, flip, workers)
