@@ -21,8 +21,7 @@ from ..data.folds import given_folds, group_folds
 from .intervals import corrected_score
 from .kinds import scores_of_kind
 from ..files import atomic_file, check_range
-from ..models.heads import create_head_for
-from ..models.heads import heads as head_classes
+from ..models.heads import check_heads, create_head_for
 from ..options import checks_options, nearest_name
 from ..train.features import Features
 from ..train.fit_heads import HeadFit, features_learner, fit_heads, predict_head
@@ -97,10 +96,14 @@ class Probe:
                 ):
         self.features,self.folds,self.fits = features,folds,fits
         self.units = candidate_units(fits)
-        self.scores = {k: self._score(units, self._held_out()) for k,units in self.units.items()}
+        self.scores = {k: self.score_units(units) for k,units in self.units.items()}
 
-    def _score(self, units, idxs, fits=None):
-        f,outputs = self.features,_mean_outputs(fits or self.fits, units)[idxs]
+    def score_units(self, units, # (head, stream, seed) of the heads to average
+                    fits=None, # unit -> `HeadFit`; default: those of the cross-validation
+                   ): # `Scores` of the held-out clips
+        "Score the mean outputs of heads"
+        f,idxs = self.features,self._held_out()
+        outputs = _mean_outputs(fits or self.fits, units)[idxs]
         groups = f.groups and [f.groups[i] for i in idxs]
         return scores_of_kind[f.kind](_probabilities(outputs, f.kind), f.targets[idxs], f.vocab,
                                       [f.paths[i] for i in idxs], groups, f.shape[1])
@@ -127,7 +130,7 @@ class Probe:
         "Add the average of several candidates as a candidate"
         units,name = [u for k in names for u in self.units[k]],' and '.join(names)
         self.units[name] = list(dict.fromkeys(units))
-        self.scores[name] = self._score(self.units[name], self._held_out())
+        self.scores[name] = self.score_units(self.units[name])
         return name
 
     def drop(self, name):
@@ -200,10 +203,10 @@ class Probe:
         return reorder
 
     def _score_reordered(self, units, reorder):
-        fits,idxs = {},self._held_out()
+        fits = {}
         with torch.random.fork_rng():
             for u in units: fits[u] = self._predict(u, partial(reorder, stream=u[1]))
-        return self._score(units, idxs, fits).score
+        return self.score_units(units, fits).score
 
     def _predict(self, unit, change):
         "Return a `HeadFit` with the outputs for held-out clips whose features are changed"
@@ -260,10 +263,6 @@ def finish_units(features, units, folds, folder=None, epochs=60, **kwargs)->dict
         store.save(o)
     return {u: o for u,o in fits.items() if o is not None}
 
-def _check_heads(names):
-    unknown = [o for o in names if o not in head_classes]
-    if unknown or not names: raise ValueError(f'heads: {unknown or "empty"}. Use {", ".join(head_classes)}.')
-
 def _fold_lists(folds, features, seed):
     "Return the folds of the user, checked, or folds of whole groups"
     if folds is not None and not isinstance(folds, Integral): return given_folds(folds, len(features))
@@ -287,7 +286,7 @@ def probe(features:Features, # Result of `embed`, with labels
 
     Raise `ValueError` if there are fewer groups than folds, or no labels."""
     heads = [heads] if isinstance(heads, str) else list(heads)
-    _check_heads(heads)
+    check_heads(heads)
     check_range('n_seeds', n_seeds, 1)
     if features.kind is None: raise ValueError('features: have no labels. Give `labels` to `embed`.')
     check_range('epochs', epochs, 1)
@@ -298,25 +297,3 @@ def probe(features:Features, # Result of `embed`, with labels
     fits = finish_units(features, units[:1], with_all, cache, epochs, **kwargs)
     fits |= finish_units(features, units[1:], with_all, cache, epochs, until=until, **kwargs)
     return Probe(features, folds, fits)
-
-# %% ../../nbs/63_evaluate.probe.ipynb #acdbf2ec
-def _part_of(train, share, features, rng):
-    "Return a share of the training clips of a fold, by whole groups if they are known"
-    units = [features.groups[i] if features.groups else i for i in train]
-    names = sorted(set(units), key=str)
-    chosen = {names[i] for i in rng.permutation(len(names))[:max(round(share*len(names)), 1)]}
-    return [i for i,u in zip(train, units) if u in chosen]
-
-def learning_curve(result, # `Probe`
-                   unit, # (head, stream, seed)
-                   shares=(.25,.5,.75), # Shares of the training groups
-                  )->tuple: # Mean numbers of training clips, and the score for each
-    "Return the score of a head for fewer training clips: it shows whether more clips would help"
-    rng,sizes,values = np.random.default_rng(0),[],[]
-    for share in shares:
-        folds = [(_part_of(train, share, result.features, rng), valid) for train,valid in result.folds]
-        fits = {o.unit: o for o in fit_heads(result.features, [unit], folds, n_workers=0)}
-        sizes.append(float(np.mean([len(o) for o,_ in folds])))
-        values.append(result._score([unit], result._held_out(), fits).score)
-    full = float(np.mean([len(o) for o,_ in result.folds]))
-    return [*sizes, full], [*values, result._score([unit], result._held_out()).score]

@@ -7,7 +7,7 @@ __all__ = ['StreamModel']
 
 # %% ../../nbs/49_models.streams.ipynb #1a0de6a0
 import torch
-from fastai.vision.all import Module, imagenet_stats, nn
+from fastai.vision.all import Module, bn_types, imagenet_stats, nn
 
 from ..files import preview_list
 from .config import records_config
@@ -53,11 +53,19 @@ class StreamEncoder(Module):
                 ):
         check_streams(names)
         self.arch,self.names,self.grid,self.pairs = arch,list(names),grid,needs_pairs(names)
+        self.fixed_statistics = bool(pretrained)
         encoder = create_encoder(arch, pretrained, grid=1 if grid == 1 else 0)
         if grid > 1: encoder = nn.Sequential(encoder, nn.AdaptiveAvgPool2d(grid))
         self.encoder = TimeDistributed(encoder, **kwargs)
         for name,o in zip(('mean','std'), pretrained_stats(arch) or imagenet_stats):
             self.register_buffer(name, torch.tensor(o).view(-1,1,1), persistent=False)
+
+    def train(self, mode=True):
+        "Keep the statistics of pretrained BatchNorm: those of a batch mix frames and motion images"
+        super().train(mode)
+        norms = [o for o in self.modules() if isinstance(o, bn_types)] if self.fixed_statistics else []
+        for o in norms: o.eval()
+        return self
 
     def images(self, x): # B,T,C,H,W -> list of B,n,C,H,W
         "Return the normalized images of each stream"

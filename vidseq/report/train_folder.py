@@ -22,7 +22,8 @@ from ..data.rules import split_rule
 from ..data.samplers import window_frames
 from ..data.splits import known_group
 from ..deploy.saving import save_pretrained
-from ..evaluate.probe import corrected_choice, learning_curve, probe
+from ..evaluate.learning_curve import learning_curve
+from ..evaluate.probe import corrected_choice, probe
 from ..files import check_output, check_range
 from ..models.pretrained import timm_name, weights_text
 from ..models.streams import StreamEncoder
@@ -197,7 +198,8 @@ def _make_study(folder, out, result, rival, validated, started_from, found, n_fo
     for o in contenders: o.curves,o.curve_x = _curves(result, o.name),'training clips'
     corrected = corrected_choice(scores, winner.scores)
     return Study(f'vidseq: {folder.name}', contenders, best, result.simplest, found, n_folds, corrected,
-                 _similar_clips(result), commands=_next_commands(folder, out, seconds), about=about, notes=notes)
+                 _similar_clips(result), commands=_next_commands(folder, out, seconds), about=about,
+                 notes=notes)
 
 def _curves(result, name):
     "Return the score of a linear head by the number of training clips, None for other candidates"

@@ -252,6 +252,7 @@ def features_learner(features, # `Features` with labels
     arch = deepcopy(encoder.arch) if isinstance(encoder.arch, torch.nn.Module) else encoder.arch
     model = StreamModel(arch, len(features.vocab), members, pretrained=False, grid=encoder.grid)
     model.encoder.load_state_dict(encoder.state_dict())
+    model.encoder.fixed_statistics = encoder.fixed_statistics
     for head,state in zip(model.head.heads, states): head.load_state_dict(state)
     dls = features_loaders(features, model.encoder.names, valid, **kwargs)
     learn = video_learner(dls, model, cbs=FrozenEncoder())
