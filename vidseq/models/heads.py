@@ -9,6 +9,7 @@ __all__ = []
 import math
 
 import torch
+import torch.nn.functional as F
 from fastai.vision.all import Module, Tensor, nn
 
 # %% ../../nbs/48_models.heads.ipynb #01f4e9a7
@@ -62,6 +63,18 @@ class SeededDropout(nn.Dropout):
 
 def _dropout_linear(n_in, n_out, ps): return nn.Sequential(SeededDropout(ps), nn.Linear(n_in, n_out))
 
+class _TimeConv(Module):
+    """Convolve over three steps: B,T,H -> B,T,H
+
+    The same as `nn.Conv1d`, `nn.BatchNorm1d` and a ReLU, by a matrix product: faster for short clips."""
+    def __init__(self, n):
+        self.linear,self.norm = nn.Linear(3*n, n),nn.BatchNorm1d(n)
+
+    def forward(self, x):
+        padded = F.pad(x, (0,0,1,1)) # B,T+2,H
+        windows = torch.cat([padded[:,:-2], x, padded[:,2:]], dim=2) # B,T,3*H
+        return self.norm(self.linear(windows).flatten(0, 1)).unflatten(0, x.shape[:2]).relu()
+
 class ConvHead(Module):
     "Convolve over time"
     def __init__(self, n_features:int, # Features per step, F or F*h*w
@@ -70,15 +83,11 @@ class ConvHead(Module):
                  ps:float=.5, # Dropout before the last layer
                 ):
         self.reduce = _reduce(n_features, hidden_size)
-        self.convs = nn.Sequential(*(o for _ in range(2) for o in self._layers(hidden_size)))
+        self.convs = nn.Sequential(_TimeConv(hidden_size), _TimeConv(hidden_size))
         self.classify = _dropout_linear(2*hidden_size, n_out, ps)
 
-    @staticmethod
-    def _layers(n): return nn.Conv1d(n, n, 3, padding=1), nn.BatchNorm1d(n), nn.ReLU()
-
     def forward(self, x): # B,T,F or B,T,F,h,w -> B,`n_out`
-        x = self.reduce(as_steps(x)).transpose(1, 2) # B,T,H -> B,H,T
-        return self.classify(_mean_max(self.convs(x).transpose(1, 2)))
+        return self.classify(_mean_max(self.convs(self.reduce(as_steps(x)))))
 
 # %% ../../nbs/48_models.heads.ipynb #0c23e08f
 class RecurrentHead(Module):
