@@ -47,7 +47,9 @@ def test_the_shell_lines(folder, capsys):
     assert len(commands) >= 8 and {o.split()[0] for o in lines} == {'vidseq','make'}
     printed = {}
     for line in commands:
-        code = main(shlex.split(line, comments=True)[1:])
+        args = shlex.split(line, comments=True)[1:]
+        if args[0] == 'train': args += ['--seconds', '40', '--seq-len', '4', '--size', '64']
+        code = main(args)
         out = printed[line.split()[1]] = capsys.readouterr()
         assert code == 0, (line, out.err[-500:])
     assert '24 of 24 videos are whole' in printed['check'].err

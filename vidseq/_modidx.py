@@ -1949,6 +1949,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'vidseq/report/train_folder.py'),
                                             'vidseq.report.train_folder._aspect_ratio': ( 'report.train_folder.html#_aspect_ratio',
                                                                                           'vidseq/report/train_folder.py'),
+                                            'vidseq.report.train_folder._check_enough': ( 'report.train_folder.html#_check_enough',
+                                                                                          'vidseq/report/train_folder.py'),
                                             'vidseq.report.train_folder._check_numbers': ( 'report.train_folder.html#_check_numbers',
                                                                                            'vidseq/report/train_folder.py'),
                                             'vidseq.report.train_folder._curves': ( 'report.train_folder.html#_curves',

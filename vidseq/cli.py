@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #3bfad026
-import argparse, atexit, contextlib, io, os, signal, sys, threading, warnings
+import argparse, atexit, contextlib, io, os, signal, sys, threading, time, warnings
 
 from . import __version__
 from .commands import models, train, videos
@@ -83,6 +83,8 @@ def _close_stdout():
         os.close(devnull)
 
 # %% ../nbs/90_cli.ipynb #fe34116b
+_started = time.time() # before the libraries are imported: a time budget includes that
+
 def _run(args, out):
     "Run a command; return its exit code, after printing an error on one line"
     try: return args.run(args, out) or 0
@@ -116,6 +118,7 @@ def main(argv=None # Arguments; default: those of the process
     try:
         with _signals_as_exceptions(), _safe_streams() as out:
             with contextlib.redirect_stdout(out.stream): args = _parser().parse_args(argv)
+            args.started = _started if argv is None else time.time()
             code = _run(args, out)
     except KeyboardInterrupt as e:
         code = 143 if isinstance(e, _Terminated) else 130

@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/92_commands.train.ipynb #74961b47
-import time
 from pathlib import Path
 
 from .arguments import (arg, command, default, folder, groups, number, path, pattern, real,
@@ -15,7 +14,6 @@ from ..files import check_output, safe_path
 
 # %% ../../nbs/92_commands.train.ipynb #4ddbd8c2
 _seconds = real(above=0, high=1e7)
-started = time.time() # of the command, before libraries are imported: a time budget includes that
 
 @command('demo', 'Generate videos of moving shapes, train on them from scratch and from pretrained weights, '
          'and write a page for each that compares models. Takes a few minutes on a laptop.',
@@ -82,7 +80,7 @@ def _train(args, out):
              'step','bs','augment')
     options = {o: getattr(args, o) for o in names}
     with epoch_lines():
-        study = train_folder(args.folder, results, args.groups, start=started, **options)
+        study = train_folder(args.folder, results, args.groups, start=args.started, **options)
     _show_scores(out, study, results)
 
 # %% ../../nbs/92_commands.train.ipynb #36749d4b

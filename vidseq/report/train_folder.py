@@ -148,11 +148,20 @@ def _next_commands(folder, out, seconds):
             ('Train longer', f'vidseq train {folder} --out {out} --seconds {2*seconds:g}')]
 
 # %% ../../nbs/82_report.train_folder.ipynb #332f5929
+def _check_enough(features, n_clips, clock):
+    "Raise `ValueError` if the time was too short to embed clips of two groups and classes"
+    units = features.groups or features.paths
+    if len(set(units)) > 1 and (len(features.vocab) > 1 or len(features) == n_clips): return
+    n = len(features)
+    raise ValueError(f'seconds={clock.seconds:g}: too short, {n} of {n_clips} clips are embedded. Give more, '
+                     'or run the command again: it continues.')
+
 def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len, workers, pattern,
                      folder):
     "Embed the clips and compare heads on their features; return the `Probe` and facts about the folds"
     features = embed(clips, encoder, _names, seq_len, size, group=known_group(clips, groups), pattern=pattern,
                      cache=out/'features', seconds=clock.left(.4*clock.seconds), n_workers=workers)
+    _check_enough(features, len(clips), clock)
     folds,n_folds,about = _folds_or_split(features.paths, folder, groups, folds, seed)
     print(f'Comparing heads on {features}', flush=True)
     result = probe(features, folds=folds, n_seeds=2, seconds=clock.left(clock.end), cache=out/'features',
