@@ -247,9 +247,8 @@ def parallel_map(f, # Picklable function of one item
                  items, # Arguments of `f`
                  executor:Executor=None, # Executor to use; default: `n_workers` local processes
                  n_workers:int=None, # Number of processes; default: all cores; 0: run in this process
-                 *args, # `crashed` and `name`, as for `parallel_iter`
                  **kwargs)->L: # Results in the order of `items`
     "Apply `f` to `items` in parallel, as `parallel_iter` does, and return all results"
     items = list(items)
-    with closing(parallel_iter(f, items, executor, n_workers, *args, **kwargs)) as done: results = dict(done)
+    with closing(parallel_iter(f, items, executor, n_workers, **kwargs)) as done: results = dict(done)
     return L(results[i] for i in range(len(items)))

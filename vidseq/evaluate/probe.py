@@ -102,7 +102,7 @@ class Probe:
                     fits=None, # unit -> `HeadFit`; default: those of the cross-validation
                    ): # `Scores` of the held-out clips
         "Score the mean outputs of heads"
-        f,idxs = self.features,self._held_out()
+        f,idxs = self.features,self.held_out()
         outputs = _mean_outputs(fits or self.fits, units)[idxs]
         groups = f.groups and [f.groups[i] for i in idxs]
         return scores_of_kind[f.kind](_probabilities(outputs, f.kind), f.targets[idxs], f.vocab,
@@ -137,7 +137,9 @@ class Probe:
         "Remove a candidate"
         del self.units[name], self.scores[name]
 
-    def _held_out(self): return sorted(i for _,valid in self.folds for i in valid)
+    def held_out(self):
+        "Return the indices of the clips that were held out, in the order of the `scores`"
+        return sorted(i for _,valid in self.folds for i in valid)
 
     def seconds(self, name): return sum(self.fits[u].seconds for u in self.units[name])
 
@@ -203,9 +205,8 @@ class Probe:
         return reorder
 
     def _score_reordered(self, units, reorder):
-        fits = {}
         with torch.random.fork_rng():
-            for u in units: fits[u] = self._predict(u, partial(reorder, stream=u[1]))
+            fits = {u: self._predict(u, partial(reorder, stream=u[1])) for u in units}
         return self.score_units(units, fits).score
 
     def _predict(self, unit, change):
@@ -220,8 +221,7 @@ class Probe:
         return fit._replace(outputs=outputs)
 
     def __repr__(self):
-        n = len(self.folds)
-        head = f'{n} folds, {len(self.scores[self.best].paths)} clips. Best: {self.best}'
+        head = f'{len(self.folds)} folds, {len(self.held_out())} clips. Best: {self.best}'
         return f'{head}\n{self.table.to_string(index=False, float_format=lambda o: f"{o:.3f}")}'
 
 # %% ../../nbs/63_evaluate.probe.ipynb #d3f2c8b4
@@ -280,7 +280,7 @@ def probe(features:Features, # Result of `embed`, with labels
           epochs:int=60, # Passes over the features
           cache:Path=None, # Folder to keep trained heads in
           executor=None, # `concurrent.futures.Executor` to use
-          n_workers:int=None, # Processes; default: all cores; 0: this process
+          n_workers:int=None, # Threads; default: all cores; 0: this thread
          )->Probe:
     """Train heads on features, cross-validate them over groups, and average them over streams
 

@@ -79,7 +79,7 @@ class FineTuned:
 def _score_of_fold(result, k):
     "Return the score of the best candidate on the clips of a fold"
     scores,(_,valid) = result.scores[result.best],result.folds[k]
-    held_out = sorted(i for _,idxs in result.folds for i in idxs)
+    held_out = result.held_out()
     places = [held_out.index(i) for i in valid]
     return type(scores)(scores.probs[places], scores.targs[places], scores.vocab, scores.paths[places])
 

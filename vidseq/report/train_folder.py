@@ -125,7 +125,7 @@ def _folds_or_split(clips, folder, groups, n_folds, seed, prints=True):
 def _similar_clips(result, n_clips=40, n=3):
     "Return position of a wrong clip -> its most similar clips outside its fold: path, label and similarity"
     features,scores = result.features,result.scores[result.best]
-    held_out = sorted(i for _,valid in result.folds for i in valid)
+    held_out = result.held_out()
     fold_of = {i: k for k,(_,valid) in enumerate(result.folds) for i in valid}
     wrong = [p for p,ok in enumerate(scores.right) if not ok] if scores.right is not None else []
     vectors,found = clip_vectors(features),{}
@@ -170,14 +170,12 @@ def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_
 
 def _race_others(result, out, clock, started_from, flip, workers):
     "Race other models in the time that is left; return contenders that are better, and sentences"
-    seconds,notes = clock.left(clock.end),[]
-    if seconds < max(.25*clock.seconds, 5*(len(result.folds)+1)): return None, None, notes
-    on_gpu = default_device().type == 'cuda'
-    if on_gpu: rival = FineTuned(result, started_from)
+    if clock.left(clock.end) < max(.25*clock.seconds, 5*(len(result.folds)+1)): return None, None, []
+    if default_device().type == 'cuda': rival = FineTuned(result, started_from)
     else: rival = SmallNetwork(result.features, out/'frames', flip=flip)
     found,text = race(rival, result, clock.left(clock.end), out/'folds')
     print(text, flush=True)
-    return rival, found, [*notes, text]
+    return rival, found, [text]
 
 def _train_more(result, out, clock, workers):
     "Train the heads with more random seeds in the time that is left"
@@ -262,11 +260,14 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
                  size:int=None, # Width and height of the images; default: by `arch`; from scratch: 64
                  seq_len:int=None, # Steps in time; default: 16; from scratch: 8
                  seed:int=0, # Random seed of the folds and the weights
-                 workers:int=None, # Processes; default: by the number of cores
+                 workers:int=None, # Threads, from scratch: processes; default: by the number of cores
                  flip:bool=False, # From scratch: flip half of the training clips horizontally
                  pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
                  start:float=None, # Start of the time, of `time.time`; default: now
-                 **kwargs # From scratch: `step`, `bs`, `valid_pct`, `augment`
+                 step:int=3, # From scratch: take every `step`-th frame
+                 bs:int=None, # From scratch: batch size; default: 16, fewer for small data sets
+                 valid_pct:float=.2, # From scratch: share of the clips for validation
+                 augment:bool=True, # From scratch: augment the training clips, see `aug_clips`
                 )->Study: # What was compared, with the best model as `learn`
     """Train on a folder of videos; write the best model, the scores and a page that compares models to `out`
 
@@ -274,13 +275,13 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
     `out`, so that a call with the same arguments continues where an earlier one stopped."""
     folder,out,clock = Path(folder),Path(out),Clock(seconds, start)
     check_output(out/'index.html') # before training
-    _check_numbers(dict(size=size, seq_len=seq_len, folds=folds), seconds, workers)
+    _check_numbers(dict(size=size, seq_len=seq_len, folds=folds, step=step, bs=bs), seconds, workers)
     encoder,reason = (None,None) if scratch or num_distrib() > 1 else pretrained_encoder(arch, weights)
     if encoder is None:
         notes = [f'No pretrained weights: {reason}'] if reason else []
         for o in notes: print(f'{o} Training from scratch.', flush=True)
-        return scratch_study(folder, out, groups, clock, size or 64, seq_len or 8, seed=seed, workers=workers,
-                             flip=flip, pattern=pattern, notes=notes, **kwargs)
+        return scratch_study(folder, out, groups, clock, size or 64, seq_len or 8, step, bs, seed, valid_pct,
+                             workers, augment, flip, pattern, notes)
     started_from = weights_text(arch, weights or True)
     print(f'Starting from {started_from}.', flush=True)
     return pretrained_study(folder, out, encoder, started_from, groups, clock, folds, seed, size,
