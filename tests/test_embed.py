@@ -110,7 +110,7 @@ def train_head(dls, model, head, state, epochs):
         learn.splitter = clip_splitter
         learn.add_cb(FrozenEncoder())
         learn.freeze()
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, .05)
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, .01)
     return {k: v.clone() for k,v in head.state_dict().items()}, time.process_time()-start
 
 

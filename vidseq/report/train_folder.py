@@ -160,7 +160,7 @@ def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_
                      folder):
     "Embed the clips and compare heads on their features; return the `Probe` and facts about the folds"
     features = embed(clips, encoder, _names, seq_len, size, group=known_group(clips, groups), pattern=pattern,
-                     cache=out/'features', seconds=clock.left(.4*clock.seconds), n_workers=workers)
+                     cache=out/'features', seconds=clock.left(.3*clock.seconds), n_workers=workers)
     _check_enough(features, len(clips), clock)
     folds,n_folds,about = _folds_or_split(features.paths, folder, groups, folds, seed)
     print(f'Comparing heads on {features}', flush=True)

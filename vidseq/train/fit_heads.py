@@ -79,12 +79,14 @@ class _FoldTrainer:
     "Train one head on the training clips of one fold"
     def __init__(self, head, train, n_clips, n_steps, loss, seed, lr=2e-3, wd=.05):
         self.head,self.loss = head,loss
-        draws = torch.Generator(next(head.parameters()).device).manual_seed(seed)
+        device = next(head.parameters()).device
+        draws = torch.Generator(device).manual_seed(seed)
         for o in head.modules():
             if isinstance(o, SeededDropout): o.generator = draws
         self.is_train = torch.zeros(n_clips, dtype=torch.bool)
         self.is_train[list(train)] = True
-        self.opt = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=wd)
+        self.opt = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=wd,
+                                     fused=device.type in ('cpu','cuda'))
         self.sched = torch.optim.lr_scheduler.OneCycleLR(self.opt, lr, total_steps=n_steps+1)
 
     def train_batch(self, idxs, x, y):
@@ -115,6 +117,15 @@ def _create_head(name, shape, n_out, seed):
         torch.manual_seed(seed)
         return create_head_for(name, shape, n_out)
 
+def _random_steps(x, # B,T,F
+                  draws, # Random generator
+                  least=.6): # Share of the steps
+    "Return successive steps of clips, at a random place and of a random number"
+    n = x.shape[1]
+    length = int(torch.randint(max(int(least*n), 1), n+1, (1,), generator=draws))
+    start = int(torch.randint(n-length+1, (1,), generator=draws))
+    return x[:,start:start+length]
+
 def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, is_over):
     "Return the trained head of each fold, or None if the time is up"
     n,n_views,_,_,*shape = features.shape
@@ -127,7 +138,7 @@ def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, is
         if is_over(): return None
         for idxs in torch.randperm(n, generator=rng).split(bs):
             view = int(torch.randint(n_views, (1,), generator=rng))
-            x,y = _read(features, s, idxs, view).to(device),targets[idxs].to(device)
+            x,y = _random_steps(_read(features, s, idxs, view), rng).to(device),targets[idxs].to(device)
             for o in trainers: o.train_batch(idxs, x, y)
     return [_without_generator(o.head.eval()) for o in trainers]
 
