@@ -40,19 +40,20 @@ def probe_units(names, # Names of heads
     return [(head,stream,seed) for s in range(n_seeds) for head in order for stream in streams
             for seed in [s] if s < seeds[head]]
 
-def _streams_text(streams): return ' + '.join(streams)
+def _stream_sets(names):
+    "Return each stream, all but the frames, and all"
+    moving = [o for o in names if o != 'frames']
+    return list(dict.fromkeys([*((o,) for o in names), tuple(moving or names), tuple(names)]))
 
 def candidate_units(fits)->dict: # Name -> units
     "Group the units of finished fits into candidates"
     pairs,res = list(dict.fromkeys((h,s) for h,s,_ in fits)),{}
-    def units(accepts): return [u for u in fits if accepts(u)]
     names,streams = (list(dict.fromkeys(o)) for o in zip(*pairs))
+    def add(title, heads, part):
+        res[f'{title} on {" + ".join(part)}'] = [u for u in fits if u[0] in heads and u[1] in part]
     for head in names:
-        own = [s for h,s in pairs if h == head]
-        for s in own: res[f'{head_titles[head]} on {s}'] = units(lambda u, h=head, s=s: u[:2] == (h,s))
-        if len(own) > 1:
-            res[f'{head_titles[head]} on {_streams_text(own)}'] = units(lambda u, h=head: u[0] == h)
-    if len(names) > 1: res[f'All heads on {_streams_text(streams)}'] = units(lambda u: True)
+        for part in _stream_sets([s for h,s in pairs if h == head]): add(head_titles[head], [head], part)
+    if len(names) > 1: add('All heads', names, streams)
     return res
 
 def unit_members(units)->list: # Dicts for `StreamModel`

@@ -76,8 +76,8 @@ blocks = _table('vidseq.models.vit', 'SpaceBlock JointBlock DividedBlock PaperBl
 _step = either(real(1e-6, 1e6), list_of(real(1e-6, 1e6), 2, 2))
 samplers = (
     _table('vidseq.data.samplers', 'spread_frames')
-    | _table('vidseq.data.samplers', 'pair_frames', seconds=real(1e-6, 1e6), gap=whole(1, 10**6),
-             fps=optional(real(1e-3, 1e4)))
+    | _table('vidseq.data.samplers', 'follow_frames', seconds=list_of(real(1e-6, 1e6), 1, 8),
+             gaps=list_of(whole(1, 10**6), 1, 8), fps=optional(real(1e-3, 1e4)))
     | _table('vidseq.data.samplers', 'first_frames window_frames', step=_step, seconds=optional(_step),
              fps=optional(real(1e-3, 1e4))))
 
@@ -87,7 +87,7 @@ _frame_model = _common | dict(
     arch=named(image_networks, with_timm=True), pool=optional(named(pools)), subtract_mean=flag,
     low_mem=flag, chunk=optional(_width), checkpoint=flag)
 _member_fields = dict(head=one_of('linear','stats','attentive','recurrent','conv'),
-                      stream=one_of('frames','motion','foreground'), weight=real(1e-6, 1e6))
+                      stream=one_of('frames','motion','short_motion','foreground'), weight=real(1e-6, 1e6))
 def _member(o): return check_fields(_member_fields, dict(weight=1) | o, 'member')
 _recurrent = _frame_model | dict(num_rnn_layers=_length, dropout=_share)
 models = (

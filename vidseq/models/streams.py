@@ -6,9 +6,13 @@
 __all__ = ['StreamModel']
 
 # %% ../../nbs/49_models.streams.ipynb #1a0de6a0
+from collections import namedtuple
+from functools import partial
+
 import torch
 from fastai.vision.all import Module, bn_types, imagenet_stats, nn
 
+from ..data.samplers import follow_frames, spread_frames
 from ..files import preview_list
 from .config import records_config
 from .encoders import create_encoder
@@ -23,12 +27,22 @@ def _foreground(now, later): return (.5 + now - now.mean(dim=1, keepdim=True)).c
 
 def _frames(now, later): return now
 
-streams = dict(frames=_frames, motion=_motion, foreground=_foreground) # of frames B,T,3,H,W from 0 to 1
+# Function of frames B,T,3,H,W from 0 to 1, and the distance of the second frame in seconds and in frames
+Stream = namedtuple('Stream', 'image seconds gap', defaults=(None,None))
+streams = dict(frames=Stream(_frames), motion=Stream(_motion, .12, 3), short_motion=Stream(_motion, .04, 1),
+               foreground=Stream(_foreground))
 
-def needs_pairs(names # Names of streams
-               )->bool:
-    "Return whether clips for these streams contain pairs of frames"
-    return 'motion' in names
+def frames_per_step(names # Names of streams
+                   )->int:
+    "Return the number of frames that a clip for these streams contains for each step in time"
+    return 1+sum(streams[o].gap is not None for o in names)
+
+def stream_sampler(names # Names of streams
+                  ):
+    "Return the sampler of clips for these streams"
+    if frames_per_step(names) == 1: return spread_frames
+    seconds,gaps = zip(*((o.seconds,o.gap) for o in map(streams.get, names) if o.gap))
+    return partial(follow_frames, seconds=seconds, gaps=gaps)
 
 def check_streams(names # Names of streams
                  ):
@@ -43,8 +57,9 @@ def check_streams(names # Names of streams
 class StreamEncoder(Module):
     """Encode the images of one or more streams with one image encoder
 
-    Input are normalized frames B,T,C,H,W; for motion images, the pairs in it are neighbors: frames 0 and 1,
-    2 and 3, … Output is B,S,n,F for S streams of n images, or B,S,n,F,h,w with `grid` > 1."""
+    Input are normalized frames B,T,C,H,W of `stream_sampler`: for motion images, each frame is followed by a
+    later one for each stream that needs one. Output is B,S,n,F for S streams of n images, or B,S,n,F,h,w with
+    `grid` > 1."""
     def __init__(self, arch, # Image encoder, see `create_encoder`
                  names, # Names of the streams
                  pretrained=True, # ImageNet weights, or a file; False: from scratch
@@ -52,7 +67,7 @@ class StreamEncoder(Module):
                  **kwargs # Passed to `TimeDistributed`: `chunk`, `checkpoint`
                 ):
         check_streams(names)
-        self.arch,self.names,self.grid,self.pairs = arch,list(names),grid,needs_pairs(names)
+        self.arch,self.names,self.grid,self.per_step = arch,list(names),grid,frames_per_step(names)
         self.fixed_statistics = bool(pretrained)
         encoder = create_encoder(arch, pretrained, grid=1 if grid == 1 else 0)
         if grid > 1: encoder = nn.Sequential(encoder, nn.AdaptiveAvgPool2d(grid))
@@ -71,35 +86,37 @@ class StreamEncoder(Module):
         "Return the normalized images of each stream"
         if self.names == ['frames']: return [x]
         x = x*self.std + self.mean
-        now,later = (x[:,::2],x[:,1::2]) if self.pairs else (x,None)
-        return [(streams[o](now, later)-self.mean)/self.std for o in self.names]
+        now,*later = (x[:,i::self.per_step] for i in range(self.per_step))
+        found = [streams[o] for o in self.names]
+        images = [o.image(now, later.pop(0) if o.gap else None) for o in found]
+        return [(o-self.mean)/self.std for o in images]
 
     @property
     def image_encoder(self):
         "Return the image encoder, whose maps are averaged afterwards if `grid` > 1"
         return self.encoder.module if self.grid == 1 else self.encoder.module[0]
 
-    def n_images(self, n_frames): return len(self.names)*(n_frames//2 if self.pairs else n_frames)
+    def n_images(self, n_frames): return len(self.names)*(n_frames//self.per_step)
 
     def frame_maps(self, maps): # S*n,h,w of the images of a clip -> T,h,w
-        "Return the sum over streams for each frame; both frames of a pair get the same"
+        "Return the sum over streams for each frame; the frames of a step get the same"
         maps = maps.unflatten(0, (len(self.names), -1)).sum(dim=0) # n,h,w
-        return maps.repeat_interleave(2, dim=0) if self.pairs else maps
+        return maps.repeat_interleave(self.per_step, dim=0)
 
     @torch.no_grad()
     def still_features(self, size:int # Width and height of the images
                       )->dict: # Name of a stream -> F, or F,h,w
         "Return the features of the images that show no motion: black or gray"
-        images = {'motion': 0., 'foreground': .5}
+        images = {'motion': 0., 'short_motion': 0., 'foreground': .5}
         def encode(value):
             x = (torch.full((1, 1, 3, size, size), value, device=self.mean.device)-self.mean)/self.std
             return self.encoder.eval()(x)[0,0].cpu()
         return {k: encode(v) for k,v in images.items() if k in self.names}
 
     def forward(self, x):
-        if self.pairs and x.shape[1]%2: raise ValueError(
-            f'x: clips of {x.shape[1]} frames; motion images need pairs. Use an even `seq_len` and '
-            '`sampler=pair_frames`.')
+        if x.shape[1]%self.per_step: raise ValueError(
+            f'x: clips of {x.shape[1]} frames; motion images need {self.per_step} for each step. Use a '
+            f'`seq_len` that is a multiple of {self.per_step}, and `sampler=stream_sampler({self.names})`.')
         images = torch.cat(self.images(x), dim=1) # B,S*n,C,H,W
         return self.encoder(images).unflatten(1, (len(self.names), -1)) # B,S,n,F
 

@@ -97,7 +97,7 @@ def scratch_study(folder, out, groups, clock, size=64, seq_len=8, step=3, bs=Non
     return study_of(learners, best_model(learners), title, dls.split_rule)
 
 # %% ../../nbs/82_report.train_folder.ipynb #1222736b
-_names = 'frames','motion' # streams
+_names = 'frames','motion','short_motion' # streams
 
 def pretrained_encoder(arch, weights=None):
     """Create the encoder of frames and motion images with pretrained weights

@@ -22,11 +22,10 @@ from threadpoolctl import threadpool_limits
 from ..data.clip import ImageTupleTfm
 from ..data.labels import choose_kind, read_labels
 from ..data.loader import get_clips
-from ..data.samplers import pair_frames, spread_frames
 from ..data.splits import clip_paths, dls_group, known_group
 from ..files import atomic_file, check_range, preview_list
 from ..models.pretrained import input_contract, timm_name
-from ..models.streams import StreamEncoder, check_streams, needs_pairs
+from ..models.streams import StreamEncoder, check_streams, frames_per_step, stream_sampler
 from ..options import checks_options
 from ..parallel import parallel_iter, progress
 from .features import Features, FeatureStore, file_key
@@ -43,12 +42,12 @@ class EmbedSettings:
         self.pattern = pattern
 
     @property
-    def sampler(self): return pair_frames if needs_pairs(self.names) else spread_frames
+    def sampler(self): return stream_sampler(self.names)
 
     @property
     def seq_len(self):
         "Return the number of frames that are read"
-        return self.n_frames*(2 if needs_pairs(self.names) else 1)
+        return self.n_frames*frames_per_step(self.names)
 
     def resize(self): return Resize(self.size, method='squish')
 
@@ -151,7 +150,7 @@ def _digest(encoder, settings):
 
 def _feature_shape(encoder, settings):
     "Return the shape V,S,T,F of the features of a clip"
-    x = torch.zeros(1, 2, 3, settings.size, settings.size, device=encoder.mean.device)
+    x = torch.zeros(1, encoder.per_step, 3, settings.size, settings.size, device=encoder.mean.device)
     with torch.no_grad(): out = encoder.eval()(x)
     return settings.n_views, len(settings.names), settings.n_frames, *out.shape[3:]
 
