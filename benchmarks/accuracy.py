@@ -44,7 +44,9 @@ from vidseq.video.frame_folder import frames_folder
 from vidseq.video.info import video_info
 
 models = default_models | {'TimeSformer': (small_timesformer, 3e-3)} # name -> (model, learning rate)
-heads = ('Linear on frames', 'Linear on motion', 'All heads on frames + motion') # of `probe`, in the table
+heads = ('Linear on frames', 'Linear on motion + short_motion', # of `probe`, in the table
+         'Temporal convolutions on motion + short_motion',
+         'Temporal convolutions on frames + motion + short_motion')
 parts = ('augmentation', 'window', 'smoothing', 'half') # of the recipe, which `--without` can omit
 
 Fold = namedtuple('Fold', 'right right_views sensitivity epochs seconds') # Scores of one model on one fold

@@ -18,16 +18,17 @@ def _part_of(train, share, features, rng):
     chosen = {names[i] for i in rng.permutation(len(names))[:max(round(share*len(names)), 1)]}
     return [i for i,u in zip(train, units) if u in chosen]
 
-def learning_curve(result, # `Probe`
-                   unit, # (head, stream, seed)
-                   shares=(.25,.5,.75), # Shares of the training groups
-                  )->tuple: # Mean numbers of training clips, and the score for each
-    "Return the score of a head for fewer training clips: it shows whether more clips would help"
-    rng,sizes,values = np.random.default_rng(0),[],[]
+def learning_curves(result, # `Probe`
+                    units, # (head, stream, seed) of each curve
+                    shares=(.25,.5,.75), # Shares of the training groups
+                    **kwargs # Passed to `fit_heads`: `n_workers`, `executor`
+                   )->dict: # unit -> mean numbers of training clips, and the score for each
+    "Return the score of heads for fewer training clips: it shows whether more clips would help"
+    rng,sizes,values = np.random.default_rng(0),[],{u: [] for u in units}
     for share in shares:
         folds = [(_part_of(train, share, result.features, rng), valid) for train,valid in result.folds]
-        fits = {o.unit: o for o in fit_heads(result.features, [unit], folds, n_workers=0)}
+        fits = {o.unit: o for o in fit_heads(result.features, units, folds, name='learning curves', **kwargs)}
         sizes.append(float(np.mean([len(o) for o,_ in folds])))
-        values.append(result.score_units([unit], fits).score)
-    full = float(np.mean([len(o) for o,_ in result.folds]))
-    return [*sizes, full], [*values, result.score_units([unit]).score]
+        for u,o in values.items(): o.append(result.score_units([u], fits).score)
+    sizes.append(float(np.mean([len(o) for o,_ in result.folds])))
+    return {u: (sizes, [*o, result.score_units([u]).score]) for u,o in values.items()}

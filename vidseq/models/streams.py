@@ -32,6 +32,8 @@ Stream = namedtuple('Stream', 'image seconds gap', defaults=(None,None))
 streams = dict(frames=Stream(_frames), motion=Stream(_motion, .12, 3), short_motion=Stream(_motion, .04, 1),
                foreground=Stream(_foreground))
 
+default_streams = 'frames','motion','short_motion'
+
 def frames_per_step(names # Names of streams
                    )->int:
     "Return the number of frames that a clip for these streams contains for each step in time"

@@ -22,11 +22,11 @@ from ..data.rules import split_rule
 from ..data.samplers import window_frames
 from ..data.splits import known_group
 from ..deploy.saving import save_pretrained
-from ..evaluate.learning_curve import learning_curve
+from ..evaluate.learning_curve import learning_curves
 from ..evaluate.probe import corrected_choice, probe
 from ..files import check_output, check_range
 from ..models.pretrained import timm_name, weights_text
-from ..models.streams import StreamEncoder
+from ..models.streams import StreamEncoder, default_streams
 from ..options import checks_options
 from .compare import best_model, compare_models
 from .contenders import FineTuned, SmallNetwork, race, train_on_all
@@ -50,7 +50,7 @@ class Clock:
     def taken(self): return time.time()-self.start
 
     @property
-    def end(self): return .05*self.seconds+3 # seconds to write the model and the page
+    def end(self): return .05*self.seconds+4 # seconds to write the model and the page
 
     def left(self, reserve=0.)->float: # At least 0
         "Return the seconds until `reserve` seconds before the end"
@@ -97,16 +97,14 @@ def scratch_study(folder, out, groups, clock, size=64, seq_len=8, step=3, bs=Non
     return study_of(learners, best_model(learners), title, dls.split_rule)
 
 # %% ../../nbs/82_report.train_folder.ipynb #1222736b
-_names = 'frames','motion','short_motion' # streams
-
 def pretrained_encoder(arch, weights=None):
     """Create the encoder of frames and motion images with pretrained weights
 
     Return it and None, or None and the reason if there are no weights. Raise `ValueError` for an unknown
     `arch`, and for a file of weights that does not fit."""
     if isinstance(arch, str): timm_name(arch)
-    if weights is not None: return StreamEncoder(arch, _names, Path(weights)), None
-    try: return StreamEncoder(arch, _names), None
+    if weights is not None: return StreamEncoder(arch, default_streams, Path(weights)), None
+    try: return StreamEncoder(arch, default_streams), None
     except (ImportError, ValueError) as e: return None, str(e)
 
 def _folds_or_split(clips, folder, groups, n_folds, seed, prints=True):
@@ -159,8 +157,9 @@ def _check_enough(features, n_clips, clock):
 def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len, workers, pattern,
                      folder):
     "Embed the clips and compare heads on their features; return the `Probe` and facts about the folds"
-    features = embed(clips, encoder, _names, seq_len, size, group=known_group(clips, groups), pattern=pattern,
-                     cache=out/'features', seconds=clock.left(.3*clock.seconds), n_workers=workers)
+    features = embed(clips, encoder, default_streams, seq_len, size, group=known_group(clips, groups),
+                     pattern=pattern, cache=out/'features', seconds=clock.left(.3*clock.seconds),
+                     n_workers=workers)
     _check_enough(features, len(clips), clock)
     folds,n_folds,about = _folds_or_split(features.paths, folder, groups, folds, seed)
     print(f'Comparing heads on {features}', flush=True)
@@ -170,8 +169,10 @@ def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_
 
 def _race_others(result, out, clock, started_from, flip, workers):
     "Race other models in the time that is left; return contenders that are better, and sentences"
-    if clock.left(clock.end) < max(.25*clock.seconds, 5*(len(result.folds)+1)): return None, None, []
-    if default_device().type == 'cuda': rival = FineTuned(result, started_from)
+    has_gpu = default_device().type == 'cuda'
+    least = (5 if has_gpu else 30)*(len(result.folds)+1) # a small network learns little in less
+    if clock.left(clock.end) < max(.25*clock.seconds, least): return None, None, []
+    if has_gpu: rival = FineTuned(result, started_from)
     else: rival = SmallNetwork(result.features, out/'frames', flip=flip)
     found,text = race(rival, result, clock.left(clock.end), out/'folds')
     print(text, flush=True)
@@ -202,18 +203,19 @@ def _make_study(folder, out, result, rival, validated, started_from, found, n_fo
     if validated is not None and (scores[-1].score > result.scores[best].score) == up: best = rival.name
     winner = next(o for o in contenders if o.name == best)
     if best in result.units: winner.time = result.time_sensitivity(best)
-    for o in contenders: o.curves,o.curve_x = _curves(result, o.name),'training clips'
     corrected = corrected_choice(scores, winner.scores)
     return Study(f'vidseq: {folder.name}', contenders, best, result.simplest, found, n_folds, corrected,
                  _similar_clips(result), commands=_next_commands(folder, out, seconds), about=about,
                  notes=notes)
 
-def _curves(result, name):
-    "Return the score of a linear head by the number of training clips, None for other candidates"
-    units = result.units.get(name, [])
-    if len(units) != 1 or units[0][0] != 'linear': return None
-    sizes,values = learning_curve(result, units[0])
-    return {f'valid {result.scores[name].metric}': (sizes, values)}
+def _add_curves(result, contenders, workers):
+    "Add the score of linear heads by the number of training clips"
+    units = {k: u[0] for k,u in result.units.items() if len(u) == 1 and u[0][0] == 'linear'}
+    found = learning_curves(result, list(units.values()), n_workers=workers)
+    for o in contenders:
+        if o.name not in units: continue
+        sizes,values = found[units[o.name]]
+        o.curves,o.curve_x = {f'valid {o.scores.metric}': (sizes, values)},'training clips'
 
 def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5, seed=0, size=None,
                      seq_len=16, workers=None, flip=False, pattern=None):
@@ -234,6 +236,7 @@ def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5,
     _add_ensemble(result)
     study = _make_study(folder, out, result, rival, validated, started_from, found, n_folds, about, notes,
                         clock.seconds)
+    _add_curves(result, study.contenders, workers)
     wins = validated is not None and study.best == rival.name
     study.learn = train_on_all(rival, clock.left(clock.end)) if wins else result.learner()
     card = dict(name=study.best, about=about, started_from=study.winner.started_from,

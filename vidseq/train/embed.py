@@ -25,7 +25,7 @@ from ..data.loader import get_clips
 from ..data.splits import clip_paths, dls_group, known_group
 from ..files import atomic_file, check_range, preview_list
 from ..models.pretrained import input_contract, timm_name
-from ..models.streams import StreamEncoder, check_streams, frames_per_step, stream_sampler
+from ..models.streams import StreamEncoder, check_streams, default_streams, frames_per_step, stream_sampler
 from ..options import checks_options
 from ..parallel import parallel_iter, progress
 from .features import Features, FeatureStore, file_key
@@ -263,7 +263,7 @@ def _print_report(failed, n_missing, n):
 @checks_options
 def embed(clips, # Paths of videos or folders of frames, the folder of a data set, or `DataLoaders` of clips
           encoder='efficientnet_lite0', # Image encoder, see `create_encoder`
-          streams=('frames','motion'), # Images to encode, see `models.streams`
+          streams=default_streams, # Images to encode, see `models.streams`
           n_frames:int=16, # Steps in time
           size:int=None, # Width and height of the images; default: see `default_size`
           labels=parent_label, # Labels of the clips: a list, or a function of a path; None: unknown

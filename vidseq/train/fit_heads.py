@@ -220,14 +220,15 @@ def fit_heads(features, # `Features` with labels
               until:float=None, # Do not start or finish heads after this time (of `time.time`)
               executor=None, # `concurrent.futures.Executor` to use instead of threads
               n_workers=None, # Threads; on a GPU, one head trains at a time
+              name:str='heads', # First word of the lines of progress
              ): # Generator of a `HeadFit` for each head that was trained
     "Train heads on cached features, for all folds, several at a time"
     device,light,stop = default_device(),copy(features),threading.Event()
     light.encoder = light.group = None # a `group` may be a lambda, which cannot be sent to processes
     n = 0 if device.type != 'cpu' else ifnone(n_workers, defaults.cpus)
     fit = partial(_fit_unit, features=light, folds=folds, epochs=epochs, bs=bs, device=device, until=until)
-    if executor is not None: done = parallel_iter(fit, units, executor, name='heads')
-    else: done = run_in_threads(partial(fit, stop=stop), units, n, 'heads')
+    if executor is not None: done = parallel_iter(fit, units, executor, name=name)
+    else: done = run_in_threads(partial(fit, stop=stop), units, n, name)
     try:
         for _,o in done:
             if o is not None: yield o
