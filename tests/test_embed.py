@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_python
-from fastai.vision.all import SGD, CrossEntropyLossFlat, DataLoaders, Learner, nn, noop, resnet18
+from fastai.vision.all import SGD, CrossEntropyLossFlat, DataLoaders, Learner, bn_types, nn, noop, resnet18
 from filelock import FileLock
 
 from vidseq.data.loader import get_clips
-import vidseq.deploy.saving # noqa: F401 (`Learner.save_pretrained`)
+from vidseq.deploy.saving import load_pretrained
 from vidseq.models.encoders import small_cnn
 from vidseq.models.heads import create_head_for
 from vidseq.models.frame_models import clip_splitter
@@ -86,6 +86,8 @@ def check_assembled(clips, folder, cache, encoder, options):
         with learn.no_bar(): got = learn.get_preds(act=noop)[0]
         torch.testing.assert_close(got, want[1:], rtol=0, atol=1e-5*max(1, float(want.abs().max())))
     learn.save_pretrained(folder)
+    loaded = load_pretrained(folder).model.train()
+    assert not any(o.training for o in loaded.encoder.modules() if isinstance(o, bn_types))
     return want.softmax(1)
 
 
@@ -105,7 +107,7 @@ def train_head(dls, model, head, state, epochs):
     for m in head.modules():
         if isinstance(m, nn.Dropout): m.p = 0.
     start = time.process_time()
-    learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=SGD) # Adam, and large steps, would amplify rounding errors
+    learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=SGD) # Adam would amplify rounding
     if model is not head: # with an encoder
         learn.splitter = clip_splitter
         learn.add_cb(FrozenEncoder())
@@ -119,7 +121,8 @@ def train_head(dls, model, head, state, epochs):
     (small_cnn, dict(grid=2, size=32, n_frames=4, pretrained=False))])
 def test_head_trained_on_the_cache(make_shapes, tmp_path, encoder, options, seeded):
     "The weights are those of the head trained through the frozen encoder on the same batches"
-    features = embed(some_clips(make_shapes((64,48)), 13), encoder, cache=tmp_path, n_workers=0, **options)
+    features = embed(some_clips(make_shapes((64,48)), 13), encoder, ('frames','motion'), cache=tmp_path,
+                     n_workers=0, **options)
     clips,epochs = range(1, len(features)), 3
     for name in ('linear', 'conv', 'attentive'):
         members = [dict(head=name, stream=o) for o in features.names]
@@ -141,7 +144,8 @@ def test_head_trained_on_the_cache(make_shapes, tmp_path, encoder, options, seed
 def small_features(clips, cache, seed=0, **kwargs):
     "Embed clips with a small random encoder"
     torch.manual_seed(seed)
-    options = dict(encoder=small_cnn, pretrained=False, n_frames=2, size=32, labels=None, n_workers=0)
+    options = dict(encoder=small_cnn, streams=('frames','motion'), n_frames=2, size=32, pretrained=False,
+                   labels=None, n_workers=0)
     return embed(clips, cache=cache, **options | kwargs)
 
 

@@ -240,7 +240,7 @@ def test_seconds():
 def small_probe(make_shapes, tmp_path_factory):
     "Return a probe of 60 clips of moving shapes by a small random encoder"
     torch.manual_seed(0)
-    features = embed(make_shapes((64,48)), small_cnn, pretrained=False, grid=2, n_frames=2, size=32,
+    features = embed(make_shapes((64,48)), small_cnn, ('frames','motion'), 2, 32, pretrained=False, grid=2,
                      cache=tmp_path_factory.mktemp('cache'), n_workers=0)
     return probe(features, ['linear','conv'], folds=5, epochs=3, n_workers=0)
 
@@ -323,7 +323,7 @@ def test_learner_of_all_clips(small_probe, tmp_path):
 def test_module_as_encoder(make_shapes, tmp_path):
     "Fine-tuning a learner does not change a module that was given as the encoder"
     net = small_cnn()
-    features = embed(make_shapes((64,48)), net, n_frames=2, size=32, cache=tmp_path, n_workers=0)
+    features = embed(make_shapes((64,48)), net, ('frames','motion'), 2, 32, cache=tmp_path, n_workers=0)
     learn = probe(features, 'linear', folds=2, n_workers=0).learner(num_workers=0)
     weights = [o.clone() for o in net.parameters()]
     learn.unfreeze()

@@ -18,6 +18,7 @@ from .losses import loss_from_data, loss_to_data
 from .settings import check_card, dls_from_data, setting_names, settings_to_data
 from ..files import atomic_file, preview_list
 from ..models.config import create_model
+from ..models.streams import StreamEncoder
 from ..models.fields import to_json
 from ..models.frame_models import clip_splitter
 from ..models.weights import check_finite, check_weights, fill_weights, map_weights, without_memory
@@ -215,6 +216,11 @@ def _create_checked(config, state, fname, n_outputs):
     with _config_errors(fname): return create_model(config)
 
 # %% ../../nbs/70_deploy.saving.ipynb #7aeb2106
+def _fix_statistics(model):
+    "Let fine-tuning keep the statistics of BatchNorm in a `StreamEncoder`: its weights are pretrained ones"
+    for o in model.modules():
+        if isinstance(o, StreamEncoder): o.fixed_statistics = True
+
 def load_pretrained(folder:Path, # Folder that `save_pretrained` wrote, or a file in it
                     model:nn.Module=None, # Model to fill with the weights, if it was saved with `own=True`
                    )->Learner: # On the CPU, without data; `learn.card` is the model card
@@ -231,6 +237,7 @@ def load_pretrained(folder:Path, # Folder that `save_pretrained` wrote, or a fil
     state = _read_weights(folder/_weights_file, config['weights_sha256'])
     if model is None: model = _create_checked(config['model'], state, fname, n_outputs)
     model = fill_weights(model, state, folder/_weights_file).eval()
+    _fix_statistics(model)
     with _config_errors(fname): loss = loss_from_data(config['loss'], config['labels']['kind'], model)
     learn = Learner(dls, model, loss_func=loss, splitter=clip_splitter)
     learn.card = config['card']

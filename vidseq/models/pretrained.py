@@ -170,3 +170,17 @@ def pretrained_stats(arch, # As for `create_encoder`, or a constructor in `torch
     "Return the statistics to normalize inputs of the pretrained `arch`, or None if it has no weights"
     contract = input_contract(arch)
     return contract and (contract.mean, contract.std)
+
+# %% ../../nbs/42_models.pretrained.ipynb #a32e6213
+def _has_fixed_size(arch):
+    "Return whether a network is a transformer for images of one size"
+    if not isinstance(arch, str): return getattr(arch, '__name__', '').startswith(('vit','maxvit','swin'))
+    cfg = _timm_cfg(arch)
+    return bool(cfg and cfg.fixed_input_size)
+
+def default_size(arch # As for `create_encoder`, or a model with an `arch`
+                )->int: # Pixels
+    "Return the size of the images of clips for an encoder: 128, or that of a transformer"
+    arch = getattr(arch, 'arch', arch)
+    contract = input_contract(arch)
+    return contract.size if contract and _has_fixed_size(arch) else 128

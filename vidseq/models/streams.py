@@ -7,12 +7,10 @@ __all__ = ['StreamModel']
 
 # %% ../../nbs/49_models.streams.ipynb #1a0de6a0
 from collections import namedtuple
-from functools import partial
 
 import torch
 from fastai.vision.all import Module, bn_types, imagenet_stats, nn
 
-from ..data.samplers import follow_frames, spread_frames
 from ..files import preview_list
 from .config import records_config
 from .encoders import create_encoder
@@ -34,17 +32,15 @@ streams = dict(frames=Stream(_frames), motion=Stream(_motion, .12, 3), short_mot
 
 default_streams = 'frames','motion','short_motion'
 
+def later_frames(names # Names of streams
+                )->list: # (seconds, frames) for each stream that compares each frame with a later one
+    "Return the distances of the frames that follow each frame in clips for these streams"
+    return [streams[o][1:] for o in names if streams[o].gap]
+
 def frames_per_step(names # Names of streams
                    )->int:
     "Return the number of frames that a clip for these streams contains for each step in time"
-    return 1+sum(streams[o].gap is not None for o in names)
-
-def stream_sampler(names # Names of streams
-                  ):
-    "Return the sampler of clips for these streams"
-    if frames_per_step(names) == 1: return spread_frames
-    seconds,gaps = zip(*((o.seconds,o.gap) for o in map(streams.get, names) if o.gap))
-    return partial(follow_frames, seconds=seconds, gaps=gaps)
+    return 1+len(later_frames(names))
 
 def check_streams(names # Names of streams
                  ):
@@ -59,9 +55,8 @@ def check_streams(names # Names of streams
 class StreamEncoder(Module):
     """Encode the images of one or more streams with one image encoder
 
-    Input are normalized frames B,T,C,H,W of `stream_sampler`: for motion images, each frame is followed by a
-    later one for each stream that needs one. Output is B,S,n,F for S streams of n images, or B,S,n,F,h,w with
-    `grid` > 1."""
+    Input are normalized frames B,T,C,H,W; for motion images, each is followed by those of `later_frames`, see
+    `follow_frames`. Output is B,S,n,F for S streams of n images, or B,S,n,F,h,w with `grid` > 1."""
     def __init__(self, arch, # Image encoder, see `create_encoder`
                  names, # Names of the streams
                  pretrained=True, # ImageNet weights, or a file; False: from scratch
@@ -118,7 +113,7 @@ class StreamEncoder(Module):
     def forward(self, x):
         if x.shape[1]%self.per_step: raise ValueError(
             f'x: clips of {x.shape[1]} frames; motion images need {self.per_step} for each step. Use a '
-            f'`seq_len` that is a multiple of {self.per_step}, and `sampler=stream_sampler({self.names})`.')
+            f'`seq_len` that is a multiple of {self.per_step}, and the sampler `follow_frames`.')
         images = torch.cat(self.images(x), dim=1) # B,S*n,C,H,W
         return self.encoder(images).unflatten(1, (len(self.names), -1)) # B,S,n,F
 

@@ -42,12 +42,15 @@ def _gain_text(study, contender):
     difference = score_difference(contender.scores, study.base.scores)
     return difference and difference_text(contender.scores, difference)
 
+def _starts(study): return list(dict.fromkeys(o.started_from for o in study.contenders))
+
 def _model_row(study, contender, chance, largest):
     "Return the row of a contender: score, interval, difference to the simplest, training"
     scores,interval = contender.scores,contender.scores.interval()
     shown = 'no interval' if interval is None else interval_text(scores, interval)
     badge = (' ',Span('best', cls='badge')) if contender.name == study.best else ()
-    return Tr(Td(printable(contender.name), *badge, Small(printable(contender.started_from))),
+    start = [Small(printable(contender.started_from))] if len(_starts(study)) > 1 else ()
+    return Tr(Td(printable(contender.name), *badge, *start),
               Td(scores.score_text(), Small(shown)),
               Td(interval_bar(scores.score, interval, chance, largest)),
               Td(_gain_text(study, contender)), Td(_seconds_text(contender.seconds)),
@@ -69,6 +72,8 @@ def models_section(study):
     dashed = f'{printable(chance.how)}, {value_text(study.scores, chance.score)}'
     note = f'Below the {title}: its 95% interval. Dashed: {dashed}.'
     if study.corrected: note += ' Not corrected for the choice of the best, unlike the score at the top.'
+    starts = [o for o in _starts(study) if o]
+    if len(starts) == 1: note += f' All models start from: {printable(starts[0])}.'
     return _section('models', 'Models', _scrolling_table('models', columns, rows), P(note, cls='soft'))
 
 def time_section(study):
@@ -87,9 +92,11 @@ def curves_section(study):
     metric,chance = study.scores.metric,chance_level(study.scores).score
     def plot(o):
         draw = partial(draw_curves, study.contenders, o, chance if o == metric else None)
-        return plot_image(draw, f'{o} of the models during training')
-    note = P('Dashed: on the training clips. Solid: on held-out clips.', cls='soft')
-    return _section('curves', 'Learning curves', note, Div(*map(plot, found), cls='row'))
+        return plot_image(draw, f'{o} of the models')
+    note = 'On held-out clips.'
+    if any(k.startswith('train') for o in study.contenders for k in o.curves or ()):
+        note = 'Dashed: on the training clips. Solid: on held-out clips.'
+    return _section('curves', 'Learning curves', P(note, cls='soft'), Div(*map(plot, found), cls='row'))
 
 def _score_plot(contender):
     scores = contender.scores

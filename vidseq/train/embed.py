@@ -11,9 +11,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
-import timm
 import torch
 from fastai.vision.all import (L, Pipeline, Resize, ToTensor, default_device, defaults, fastai_path, ifnone,
                                parent_label)
@@ -22,10 +22,11 @@ from threadpoolctl import threadpool_limits
 from ..data.clip import ImageTupleTfm
 from ..data.labels import choose_kind, read_labels
 from ..data.loader import get_clips
+from ..data.samplers import follow_frames, spread_frames
 from ..data.splits import clip_paths, dls_group, known_group
 from ..files import atomic_file, check_range, preview_list
-from ..models.pretrained import input_contract, timm_name
-from ..models.streams import StreamEncoder, check_streams, default_streams, frames_per_step, stream_sampler
+from ..models.pretrained import default_size
+from ..models.streams import StreamEncoder, check_streams, default_streams, frames_per_step, later_frames
 from ..options import checks_options
 from ..parallel import parallel_iter, progress
 from .features import Features, FeatureStore, file_key
@@ -42,7 +43,10 @@ class EmbedSettings:
         self.pattern = pattern
 
     @property
-    def sampler(self): return stream_sampler(self.names)
+    def sampler(self):
+        if frames_per_step(self.names) == 1: return spread_frames
+        seconds,gaps = zip(*later_frames(self.names))
+        return partial(follow_frames, seconds=seconds, gaps=gaps)
 
     @property
     def seq_len(self):
@@ -235,22 +239,6 @@ def _check_encoder(encoder, names, grid):
     "Raise `ValueError` if a ready encoder does not fit the other arguments"
     if encoder.names != list(names) or encoder.grid != grid: raise ValueError(
         f'encoder: created for {preview_list(encoder.names)}, grid={encoder.grid}. Give the same to `embed`.')
-
-def _has_fixed_size(arch):
-    "Return whether a network is a transformer for images of one size"
-    if not isinstance(arch, str): return getattr(arch, '__name__', '').startswith(('vit','maxvit','swin'))
-    cfg = timm.get_pretrained_cfg(timm_name(arch))
-    return bool(cfg and cfg.fixed_input_size)
-
-def default_size(arch # Image encoder
-                )->int: # Pixels
-    """Return the size of the images for an encoder
-
-    Transformers need the size that they were trained with. Convolutional networks accept any size; 128 pixels
-    take a third of the time of 224, and small encoders lose little."""
-    arch = getattr(arch, 'arch', arch) # that of a `StreamEncoder`
-    contract = input_contract(arch)
-    return contract.size if contract and _has_fixed_size(arch) else 128
 
 def _clips_digest(name, clips): return hashlib.sha256(json.dumps([name, clips]).encode()).hexdigest()
 
