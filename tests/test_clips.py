@@ -413,7 +413,7 @@ if __name__ == '__main__':
         for x,y in dls.valid: print('batch', n, float(torch.stack(tuple(x)).double().sum()), *y.tolist())
 '''
 
-@pytest.mark.parametrize('method', ['fork','spawn'])
+@pytest.mark.parametrize('method', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
 def test_workers_however_they_start(shapes, tmp_path, method):
     "Check that workers give the same validation batches as the main process"
     if method not in multiprocessing.get_all_start_methods(): pytest.skip('this platform has no fork')

@@ -51,6 +51,7 @@ def launch(n, *args):
 def shapes(make_shapes): return make_shapes((32,32)) # as large as the model's input, so no random crop
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(shapes, tmp_path):
     (tmp_path/'train.py').write_text(program)
     found = []

@@ -66,11 +66,10 @@ def probs(folder, clips):
 print(json.dumps([probs(o, sys.argv[2:]) for o in Path(sys.argv[1]).ls_sorted()]))
 '''
 
-encoders = [
-    (small_cnn, dict(grid=2)), ('vit_tiny_patch16_224', dict(size=32)),
-    ('efficientnet_lite0', dict(pretrained=True))]
+encoders = [(small_cnn, dict(grid=2)), ('efficientnet_lite0', dict(pretrained=True))]
 more_encoders = [
-    (resnet18, {}), ('efficientnet_lite0', dict(pretrained=True, grid=2, streams=('motion','foreground')))]
+    (resnet18, {}), ('vit_tiny_patch16_224', dict(size=32)),
+    ('efficientnet_lite0', dict(pretrained=True, grid=2, streams=('motion','foreground')))]
 
 
 def check_assembled(clips, folder, cache, encoder, options):

@@ -1026,7 +1026,9 @@ def test_channels_last(machine):
         assert any(p.is_contiguous(memory_format=form) and not p.is_contiguous() for p in weights)
         for clip in (x, as_batch(x)): assert_near(model(clip), want)
 
-@ran
+in_bfloat16 = [pytest.param(o, id=k, marks=[pytest.mark.slow]*(k == 'mc3_18')) for k,o in learned.items()]
+
+@pytest.mark.parametrize('machine', in_bfloat16, indirect=True)
 def test_bfloat16(machine):
     "Check that logits are finite and near those in float32, and that a step changes all weights"
     model = deepcopy(machine)

@@ -196,6 +196,7 @@ def run_probe(folder):
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='no fork')
+@pytest.mark.slow
 def test_resume(tmp_path):
     "Heads that a killed process has finished are not trained again, and the results are those of one run"
     context = multiprocessing.get_context('forkserver')

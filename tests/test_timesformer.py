@@ -261,7 +261,9 @@ def test_blocks(block):
     for a,b in zip(*grads, strict=True): near(a, b, 1e-10)
 
 
-@pytest.mark.parametrize('block', [SpaceBlock, JointBlock, DividedBlock, PaperBlock])
+slow_blocks = [pytest.param(o, marks=pytest.mark.slow) for o in (SpaceBlock, JointBlock, PaperBlock)]
+
+@pytest.mark.parametrize('block', [DividedBlock, *slow_blocks])
 def test_vits_leave(block, tmp_path):
     model = noisy(TimeSformerViT(patch8_vit, 5, num_frames=4, pretrained=False, block=block), .1).eval()
     export_program(model, uniform_clips())

@@ -238,7 +238,7 @@ class ImageTupleTfm(RandTransform):
     def encodes(self, path:Path|str):
         "Read only the sampled frames; raise `VideoError` if there are none or they are damaged"
         frames = self.cache(path) if self.cache else path
-        if os.path.isdir(frames) or not os.path.exists(frames):
+        if not os.path.isfile(frames): # one question: a folder that is being replaced comes and goes
             return ImageTuple(read_unreplaced(frames, lambda: self._from_folder(frames, path)))
         try: return self._from_video(path)
         except EarlyEndError as e:
