@@ -20,6 +20,7 @@ from fastai.vision.all import (
     Resize,
     ResizeMethod,
     accuracy,
+    create_head,
     parent_label,
     plt,
     resnet34,
@@ -86,6 +87,8 @@ def tutorial_learner(tutorial, name, videos, valid, args):
                                           num_workers=0)
     splitter = dict(SimpleModel=tutorial.simple_splitter, RNNModel=tutorial.rnnmodel_splitter)[name]
     model = getattr(tutorial, name)(resnet34, len(dls.vocab))
+    if name == 'SimpleModel': # its head has 101 outputs for every data set
+        model.head = tutorial.TimeDistributed(create_head(512, len(dls.vocab)))
     return Learner(dls, model, metrics=[accuracy], splitter=splitter), 1e-3, 1
 
 
@@ -196,9 +199,10 @@ def setting(videos, groups, args):
     "Describe data, folds and training time in one line"
     n_classes = len(set(map(parent_label, videos)))
     data = f'{len(videos)} clips of {n_classes} classes, {len(set(groups))} groups in {args.folds} folds'
+    trained = f'; {args.seconds:.0f} s of training each from scratch' if learners(args) else ''
     omitted = f' Without {", ".join(args.without)}.' if args.without else ''
     features = f' Pretrained: heads on features of {args.encoder}.' if args.encoder else ''
-    return f'{data}; {args.seconds:.0f} s of training each from scratch.{omitted}{features}'
+    return f'{data}{trained}.{omitted}{features}'
 
 
 def parse_args():
