@@ -254,7 +254,7 @@ class _FitStore:
         data |= dict(outputs=fit.outputs.contiguous(), seconds=torch.tensor(fit.seconds))
         with atomic_file(self._file(fit.unit)) as part: save_file(data, part)
 
-def finish_units(features, units, folds, folder=None, epochs=60, **kwargs)->dict: # unit -> `HeadFit`
+def finish_units(features, units, folds, folder=None, epochs=40, **kwargs)->dict: # unit -> `HeadFit`
     "Load the units that are stored in `folder`, train the others, and store them"
     store = _FitStore(folder, features, folds, epochs)
     fits = {u: store.load(u) for u in units}
@@ -278,7 +278,7 @@ def probe(features:Features, # Result of `embed`, with labels
           n_seeds:int=1, # Random seeds of heads that are trained by gradient descent, which are averaged
           seed:int=0, # Random seed of the folds
           seconds:float=None, # Stop after this time; at least the first head is trained
-          epochs:int=60, # Passes over the features
+          epochs:int=40, # Passes over the features
           cache:Path=None, # Folder to keep trained heads in
           executor=None, # `concurrent.futures.Executor` to use
           n_workers:int=None, # Threads; default: all cores; 0: this thread

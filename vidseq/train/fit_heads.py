@@ -216,7 +216,7 @@ def _fit_unit(unit, features, folds, epochs, bs, device, until, stop=None):
 def fit_heads(features, # `Features` with labels
               units, # (head, stream, seed) for each head to train
               folds, # (train, valid) lists of indices for each fold
-              epochs:int=60, bs:int=16,
+              epochs:int=40, bs:int=16,
               until:float=None, # Do not start or finish heads after this time (of `time.time`)
               executor=None, # `concurrent.futures.Executor` to use instead of threads
               n_workers=None, # Threads; on a GPU, one head trains at a time
