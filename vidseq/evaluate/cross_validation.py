@@ -181,6 +181,7 @@ def cross_validate(make_learner, # Function from `DataLoaders` to a trained `Lea
                    crops:int=1, # Crops of each clip: 1 or 3
                    folder:Path=None, # Folder that keeps the predictions of finished folds
                    keep_learners:bool=False, # Return all learners; finished folds are trained again
+                   stop=None, # Function of the `CrossValidation` of the folds so far: True ends it there
                    **kwargs # Arguments of `VideoDataLoaders.from_path_func`, if `data` has no loaders
                   )->CrossValidation:
     """Train a model for each fold, and score the predictions of the held-out clips together.
@@ -194,10 +195,14 @@ def cross_validate(make_learner, # Function from `DataLoaders` to a trained `Lea
     _print_plan(folds, labels, run)
     settings = [n_views, crops, seed, _source_code(make_learner)]
     rows,results,learners = [],[],[] if keep_learners else None
+    def so_far():
+        done = folds[:len(results)]
+        return CrossValidation(run.pool(done, results), pd.DataFrame(rows), done, paths, learners)
     for k,fold in enumerate(folds):
         key = _fold_key(fold, paths, labels, info.names, settings)
         fname = folder and Path(folder)/f'{key}.safetensors'
         results.append(_finish_fold(run, make_learner, fold, fname, learners))
         rows.append(run.row(k, fold[1], *results[-1]))
         _print_row(rows[-1], scores_of_kind[info.kind].metric, len(folds))
-    return CrossValidation(run.pool(folds, results), pd.DataFrame(rows), folds, paths, learners)
+        if stop and stop(so_far()): break
+    return so_far()

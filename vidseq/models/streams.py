@@ -25,17 +25,18 @@ def _foreground(now, later): return (.5 + now - now.mean(dim=1, keepdim=True)).c
 
 def _frames(now, later): return now
 
-# Function of frames B,T,3,H,W from 0 to 1, and the distance of the second frame in seconds and in frames
-Stream = namedtuple('Stream', 'image seconds gap', defaults=(None,None))
-streams = dict(frames=Stream(_frames), motion=Stream(_motion, .12, 3), short_motion=Stream(_motion, .04, 1),
-               foreground=Stream(_foreground))
+# Function of frames B,T,3,H,W from 0 to 1, the value of its pixels if nothing moves, and the distance of the
+# second frame in seconds and in frames
+Stream = namedtuple('Stream', 'image still seconds gap', defaults=(None,None,None))
+streams = dict(frames=Stream(_frames), motion=Stream(_motion, 0., .12, 3),
+               short_motion=Stream(_motion, 0., .04, 1), foreground=Stream(_foreground, .5))
 
 default_streams = 'frames','motion','short_motion'
 
 def later_frames(names # Names of streams
                 )->list: # (seconds, frames) for each stream that compares each frame with a later one
     "Return the distances of the frames that follow each frame in clips for these streams"
-    return [streams[o][1:] for o in names if streams[o].gap]
+    return [(streams[o].seconds, streams[o].gap) for o in names if streams[o].gap]
 
 def frames_per_step(names # Names of streams
                    )->int:
@@ -102,13 +103,13 @@ class StreamEncoder(Module):
 
     @torch.no_grad()
     def still_features(self, size:int # Width and height of the images
-                      )->dict: # Name of a stream -> F, or F,h,w
+                      )->dict: # Name of a stream -> F, or F,h,w; without `frames`
         "Return the features of the images that show no motion: black or gray"
-        images = {'motion': 0., 'short_motion': 0., 'foreground': .5}
         def encode(value):
             x = (torch.full((1, 1, 3, size, size), value, device=self.mean.device)-self.mean)/self.std
             return self.encoder.eval()(x)[0,0].cpu()
-        return {k: encode(v) for k,v in images.items() if k in self.names}
+        values = {o: streams[o].still for o in self.names}
+        return {k: encode(v) for k,v in values.items() if v is not None}
 
     def forward(self, x):
         if x.shape[1]%self.per_step: raise ValueError(

@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/82_report.contenders.ipynb #af9111b4
+import io
+from contextlib import redirect_stdout
 from functools import partial
 
 from fastai.vision.all import Learner, Resize
@@ -41,12 +43,13 @@ class SmallNetwork:
     def __init__(self, features, cache, size=64, seq_len=8, step=3, flip=False, workers=0):
         frames = FrameCache.fill(cache, features.paths, size) if features.paths[0].is_file() else None
         labels = dict(zip(features.paths, features.labels))
-        self.dls = VideoDataLoaders.from_path_func(
-            '.', list(features.paths), labels.__getitem__, group=features.group, cache=frames,
-            splitter=lambda o: (range(len(o)), []), vocab=features.vocab, seq_len=seq_len,
-            bs=default_batch_size(len(labels)//2, 16),
-            sampler=partial(window_frames, step=step), item_tfms=Resize(size, method='squish'),
-            num_workers=workers, batch_tfms=aug_clips(flip))
+        with redirect_stdout(io.StringIO()): # what it prints is about a split that is not used
+            self.dls = VideoDataLoaders.from_path_func(
+                '.', list(features.paths), labels.__getitem__, group=features.group, cache=frames,
+                splitter=lambda o: (range(len(o)), []), vocab=features.vocab, seq_len=seq_len,
+                bs=default_batch_size(len(labels)//2, 16),
+                sampler=partial(window_frames, step=step), item_tfms=Resize(size, method='squish'),
+                num_workers=workers, batch_tfms=aug_clips(flip))
 
     def make_learner(self, dls, seconds):
         "Train on the training clips of `dls`"
@@ -91,15 +94,17 @@ def race(contender, # `SmallNetwork` or `FineTuned`
     "Cross-validate a contender; stop it after the first fold if the best head is better on its clips"
     each = seconds/(len(result.folds)+1)
     def make_learner(dls): return contender.make_learner(dls, each)
-    cache = folder/contender.key
-    def validate(folds): return cross_validate(make_learner, contender.dls, folds, folder=cache)
-    first,best = validate(result.folds[:1]).scores,_score_of_fold(result, 0)
-    worse = first.score < best.score if first.higher_is_better else first.score > best.score
-    if worse and len(result.folds) > 1: return None, (
-        f'{contender.name}: {first.score_text()} on the first fold after {each:.0f} seconds, below '
-        f'{best.score_text()} of the best head on the same clips. Stopped.')
-    found = validate(result.folds)
-    return found, f'{contender.name}: {found.scores.score_text()}.'
+    best = _score_of_fold(result, 0)
+    def is_worse(found):
+        if len(found.folds) > 1: return False
+        first = found.scores
+        return first.score < best.score if first.higher_is_better else first.score > best.score
+    found = cross_validate(make_learner, contender.dls, result.folds, folder=folder/contender.key,
+                           stop=is_worse)
+    text = f'{contender.name}: {found.scores.score_text()}'
+    if len(found.folds) == len(result.folds): return found, f'{text}.'
+    return None, (f'{text} on the first fold after {each:.0f} seconds, below {best.score_text()} of the best '
+                  'head on the same clips. Stopped.')
 
 def train_on_all(contender, seconds)->Learner: # Without a validation set
     "Train a contender on all clips"

@@ -44,8 +44,9 @@ class EmbedSettings:
 
     @property
     def sampler(self):
-        if frames_per_step(self.names) == 1: return spread_frames
-        seconds,gaps = zip(*later_frames(self.names))
+        later = later_frames(self.names)
+        if not later: return spread_frames
+        seconds,gaps = zip(*later)
         return partial(follow_frames, seconds=seconds, gaps=gaps)
 
     @property
@@ -134,14 +135,13 @@ def _run_on_device(embedder, paths, n_workers):
     for i,frames in enumerate(progress(loader, len(paths), 'embedded')):
         yield i, frames if isinstance(frames, Exception) else embedder.encode(frames)
 
-def encode_clips(embedder, # `ClipEmbedder`
-                 paths, executor=None, n_workers=None):
+def encode_clips(encoder, settings, paths, executor=None, n_workers=None):
     "Yield the index and the features, or the `VideoError`, of clips as they are ready"
     n_workers = ifnone(n_workers, defaults.cpus)
-    if executor is None and embedder.device.type != 'cpu': return _run_on_device(embedder, paths, n_workers)
-    if embedder.device.type != 'cpu': embedder = ClipEmbedder(embedder.encoder, embedder.settings)
-    if executor is None: return run_in_threads(embedder, paths, n_workers, 'embedded')
-    return parallel_iter(embedder, paths, executor, name='embedded')
+    embedder = ClipEmbedder(encoder, settings, default_device() if executor is None else 'cpu')
+    if executor is not None: return parallel_iter(embedder, paths, executor, name='embedded')
+    if embedder.device.type != 'cpu': return _run_on_device(embedder, paths, n_workers)
+    return run_in_threads(embedder, paths, n_workers, 'embedded')
 
 # %% ../../nbs/57_train.embed.ipynb #d57837a4
 def _digest(encoder, settings):
@@ -175,12 +175,12 @@ def _spread_order(todo, labels):
         keys.append((int(f'{ranks[label]:032b}'[::-1], 2), n)) # van der Corput: halves, quarters, …
     return [todo[n] for _,n in sorted(keys)]
 
-def _compute_missing(store, embedder, names, keys, labels, until, **kwargs):
+def _compute_missing(store, encode, names, keys, labels, until):
     "Compute and store the features that are missing; return name -> `VideoError` for unreadable clips"
     todo = [i for i,row in enumerate(store.find(names, keys)) if row is None]
     free,failed = dict(zip(todo, store.free_rows())),{}
     todo = _spread_order(todo, labels)
-    with closing(encode_clips(embedder, [names[i] for i in todo], **kwargs)) as done:
+    with closing(encode([names[i] for i in todo])) as done:
         for n,found in done:
             i = todo[n]
             if isinstance(found, Exception): failed[names[i]] = found
@@ -188,14 +188,16 @@ def _compute_missing(store, embedder, names, keys, labels, until, **kwargs):
             if until is not None and time.perf_counter() > until: break
     return failed
 
-def fill_store(store, embedder, names, keys, labels=None,
+def fill_store(store,
+               encode, # Function from paths to a generator of indices and features, see `encode_clips`
+               names, keys, labels=None,
                until=None, # Time of `time.perf_counter` to stop at
-               **kwargs)->dict: # Path -> `VideoError` for the clips that cannot be read
+              )->dict: # Path -> `VideoError` for the clips that cannot be read
     "Compute and store the features that are missing, unless another process does until the time is up"
     if None not in store.find(names, keys): return {}
     timeout = -1 if until is None else max(until-time.perf_counter(), 0)
     with store.lock(timeout) as is_mine:
-        if is_mine: return _compute_missing(store, embedder, names, keys, labels, until, **kwargs)
+        if is_mine: return _compute_missing(store, encode, names, keys, labels, until)
     return {}
 
 # %% ../../nbs/57_train.embed.ipynb #14a255a3
@@ -278,9 +280,9 @@ def embed(clips, # Paths of videos or folders of frames, the folder of a data se
     if not isinstance(encoder, StreamEncoder): encoder = StreamEncoder(encoder, streams, pretrained, grid)
     _check_encoder(encoder, streams, grid)
     store = open_store(ifnone(cache, fastai_path('data')/'features'), encoder, settings)
-    embedder = ClipEmbedder(encoder, settings, default_device())
+    encode = partial(encode_clips, encoder, settings, executor=executor, n_workers=n_workers)
     names,keys = [str(o) for o in paths],[file_key(o) for o in paths]
-    failed = fill_store(store, embedder, names, keys, labels, until, executor=executor, n_workers=n_workers)
+    failed = fill_store(store, encode, names, keys, labels, until)
     rows = store.find(names, keys)
     ready = [i for i,o in enumerate(rows) if o is not None]
     _print_report(failed, len(paths)-len(ready)-len(failed), len(paths))

@@ -75,31 +75,40 @@ def _loss(kind):
     if kind == 'class': return partial(F.cross_entropy, label_smoothing=.1)
     return F.binary_cross_entropy_with_logits if kind == 'classes' else F.mse_loss
 
-class _FoldTrainer:
-    "Train one head on the training clips of one fold"
-    def __init__(self, head, train, n_clips, n_steps, loss, seed, lr=2e-3, wd=.05):
-        self.head,self.loss = head,loss
-        device = next(head.parameters()).device
-        draws = torch.Generator(device).manual_seed(seed)
-        for o in head.modules():
-            if isinstance(o, SeededDropout): o.generator = draws
-        self.is_train = torch.zeros(n_clips, dtype=torch.bool)
-        self.is_train[list(train)] = True
-        self.opt = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=wd,
-                                     fused=device.type in ('cpu','cuda'))
+def _set_generator(head, generator):
+    "Return a head whose dropout draws from `generator`; None: from torch's"
+    for o in head.modules():
+        if isinstance(o, SeededDropout): o.generator = generator
+    return head
+
+class _HeadTrainer:
+    "Train the heads of all folds, each on its training clips, with one optimizer"
+    def __init__(self, heads, folds, n_clips, n_steps, loss, seed, lr=2e-3, wd=.05):
+        self.heads,self.loss = heads,loss
+        params = [p for o in heads for p in o.parameters()]
+        self.device = params[0].device
+        self.is_train = torch.zeros(len(folds), n_clips, dtype=torch.bool)
+        for i,(train,_) in enumerate(folds):
+            self.is_train[i,list(train)] = True
+            _set_generator(heads[i], torch.Generator(self.device).manual_seed(seed*1000+i))
+        fused = self.device.type in ('cpu','cuda')
+        self.opt = torch.optim.AdamW(params, lr=lr, weight_decay=wd, fused=fused)
         self.sched = torch.optim.lr_scheduler.OneCycleLR(self.opt, lr, total_steps=n_steps+1)
 
+    def _fold_loss(self, head, keep, x, y):
+        "Return the loss for those clips of a batch that are not held out; None for fewer than two"
+        if keep.sum() < 2: return None
+        keep = keep.to(self.device)
+        return self.loss(head(x[keep]), y[keep])
+
     def train_batch(self, idxs, x, y):
-        "Train on those clips `idxs` of a batch that are not held out; return the loss"
-        keep,loss = self.is_train[idxs],None
-        if keep.sum() > 1:
-            keep = keep.to(x.device)
-            self.opt.zero_grad()
-            loss = self.loss(self.head(x[keep]), y[keep])
-            loss.backward()
-            self.opt.step()
+        "Train on the clips `idxs`"
+        losses = [self._fold_loss(o, keep, x, y) for o,keep in zip(self.heads, self.is_train[:,idxs])]
+        losses = [o for o in losses if o is not None]
+        self.opt.zero_grad()
+        if losses: torch.stack(losses).sum().backward() # no head depends on the loss of another
+        self.opt.step() # parameters without gradients stay as they are
         self.sched.step()
-        return loss
 
 def _read(features, s, idxs, view): # N,T,F of stream `s`
     return torch.from_numpy(np.array(features.array[features.rows[np.asarray(idxs)], view, s]))
@@ -130,23 +139,15 @@ def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, is
     "Return the trained head of each fold, or None if the time is up"
     n,n_views,_,_,*shape = features.shape
     bs,rng = _batch_size(n, folds, bs),torch.Generator().manual_seed(seed)
-    n_steps,trainers = epochs*-(-n//bs),[]
-    for i,(train,_) in enumerate(folds):
-        head = _create_head(name, shape, len(features.vocab), seed).to(device)
-        trainers.append(_FoldTrainer(head, train, n, n_steps, _loss(features.kind), seed*1000+i))
+    fold_heads = [_create_head(name, shape, len(features.vocab), seed).to(device) for _ in folds]
+    trainer = _HeadTrainer(fold_heads, folds, n, epochs*-(-n//bs), _loss(features.kind), seed)
     for _ in range(epochs):
         if is_over(): return None
         for idxs in torch.randperm(n, generator=rng).split(bs):
             view = int(torch.randint(n_views, (1,), generator=rng))
             x,y = _random_steps(_read(features, s, idxs, view), rng).to(device),targets[idxs].to(device)
-            for o in trainers: o.train_batch(idxs, x, y)
-    return [_without_generator(o.head.eval()) for o in trainers]
-
-def _without_generator(head):
-    "Return a head whose dropout draws from torch's generator again"
-    for o in head.modules():
-        if isinstance(o, SeededDropout): o.generator = None
-    return head
+            trainer.train_batch(idxs, x, y)
+    return [_set_generator(o.eval(), None) for o in fold_heads]
 
 # %% ../../nbs/58_train.fit_heads.ipynb #de4074a8
 HeadFit = namedtuple('HeadFit', 'unit outputs states seconds')
