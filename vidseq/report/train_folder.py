@@ -50,7 +50,7 @@ class Clock:
     def taken(self): return time.time()-self.start
 
     @property
-    def end(self): return .05*self.seconds+4 # seconds to write the model and the page
+    def end(self): return .05*self.seconds+5 # seconds to write the model and the page
 
     def left(self, reserve=0.)->float: # At least 0
         "Return the seconds until `reserve` seconds before the end"
