@@ -28,7 +28,7 @@ from vidseq.models.conv3d import Conv3dModel, VideoModel
 from vidseq.models.encoders import create_encoder, resize_positions
 from vidseq.models.frame_models import (ConvLSTMModel, RNNModel, SimpleModel, clip_splitter,
                                         rnnmodel_splitter, simple_splitter)
-from vidseq.models.layers import AttentionPool, ConvLSTM
+from vidseq.models.layers import AttentionPool, ConvLSTM, to_channels_last
 from vidseq.train.learner import video_learner
 
 slow = pytest.mark.slow
@@ -146,6 +146,23 @@ def test_kinds_of_clips(model):
     for clip in (as_batch(x), tuple(x.unbind(1)), list(x.unbind(1))):
         got = model(clip)
         assert type(got) is torch.Tensor and torch.equal(got, out)
+
+@torch.no_grad()
+def test_layout_of_convolutions(make, model):
+    "Check that each convolution gets the layout of its dimensions, other parameters none, with equal logits"
+    model = deepcopy(model)
+    x = clips(5, bs=1)
+    want = model(x)
+    params = dict(model.named_parameters())
+    others = {k: p.stride() for k,p in params.items()}
+    assert to_channels_last(model) is model
+    for name,m in model.named_modules():
+        if not isinstance(m, (nn.Conv2d, nn.Conv3d)): continue
+        layout = torch.channels_last if isinstance(m, nn.Conv2d) else torch.channels_last_3d
+        assert m.weight.is_contiguous(memory_format=layout) and m.weight is params[f'{name}.weight']
+        others.pop(f'{name}.weight')
+    assert all(params[k].stride() == o for k,o in others.items())
+    assert_near(model(x), want)
 
 channel_cases = [case(k, *o, per_frame=o == (2,7) and k not in with_pool) for k in kinds
                  for o in ((1,3), (2,7), (4,2))]

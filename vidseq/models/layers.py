@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from fastai.vision.all import L, Module, Tensor, ifnone, nn, store_attr
 from torch.func import functional_call
+from torch.nn.utils import convert_conv2d_weight_memory_format, convert_conv3d_weight_memory_format
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 # %% ../../nbs/40_models.layers.ipynb #bd2b91d9
@@ -208,3 +209,10 @@ class ConvLSTM(Module):
             x,hc = layer(x, h, c)
             last.append(hc)
         return x,tuple(torch.stack(o) for o in zip(*last))
+
+# %% ../../nbs/40_models.layers.ipynb #204d9e06
+def to_channels_last(model:nn.Module # Model to change
+                    )->nn.Module: # The same model
+    "Store the weights of 2d and 3d convolutions with channels last; leave all other parameters unchanged"
+    convert_conv2d_weight_memory_format(model, torch.channels_last)
+    return convert_conv3d_weight_memory_format(model, torch.channels_last_3d)
