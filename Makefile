@@ -17,7 +17,7 @@ QUICK_TESTS := tests/test_house.py tests/test_samplers.py tests/test_seeds.py te
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: demo quick test slow bench docs prep save dist hooks clean
+.PHONY: demo quick test slow bench bench-gpu docs prep save dist hooks clean
 
 demo: $(VENV)/installed ## generate videos, compare models on them, write vidseq-demo/index.html
 	$(BIN)/vidseq demo
@@ -46,6 +46,9 @@ bench: $(VENV)/installed-dev ## run benchmarks/ and write its tables: make bench
 	$(BIN)/python benchmarks/models.py $(if $(BASELINE),--baseline $(BASELINE)) --save
 	$(BIN)/python benchmarks/timesformer.py --save
 	$(if $(DIR),$(BIN)/python benchmarks/accuracy.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save)
+
+bench-gpu: $(VENV)/installed-dev ## check and time everything on one GPU, in 8 minutes: make bench-gpu BASELINE=tutorials.py
+	$(BIN)/python benchmarks/gpu.py $(if $(BASELINE),--baseline $(BASELINE)) --save
 
 prep: $(VENV)/installed-dev ## prepare a commit: modules from notebooks, clean notebooks, README
 	$(RUN) nbdev-export

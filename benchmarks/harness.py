@@ -110,13 +110,16 @@ def add_folder_argument(p):
     p.add_argument('dir', type=Path, nargs='?', help=text)
 
 
+def save_tables(section, tables):
+    "Write `tables` between the marks of `section` in README.md"
+    readme = Path(__file__).with_name('README.md')
+    start,end = f'<!-- {section} -->\n',f'<!-- end {section} -->'
+    head,rest = readme.read_text(encoding='utf-8').split(start)
+    text = '\n\n'.join(tables)
+    readme.write_text(f'{head}{start}{text}\n{end}{rest.split(end)[1]}', encoding='utf-8')
+
+
 def report(section, tables, save=True):
     "Print `tables` and, with `save`, write them between the marks of `section` in README.md"
-    text = '\n\n'.join(tables)
-    print(text)
-    if not save: return
-    readme = Path(__file__).with_name('README.md')
-    old = readme.read_text(encoding='utf-8')
-    start,end = f'<!-- {section} -->\n',f'<!-- end {section} -->'
-    head,rest = old.split(start)
-    readme.write_text(f'{head}{start}{text}\n{end}{rest.split(end)[1]}', encoding='utf-8')
+    print('\n\n'.join(tables))
+    if save: save_tables(section, tables)
