@@ -170,6 +170,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidseq.data.checks.check_batch_size': ('data.checks.html#check_batch_size', 'vidseq/data/checks.py'),
                                     'vidseq.data.checks.check_clips': ('data.checks.html#check_clips', 'vidseq/data/checks.py'),
                                     'vidseq.data.checks.check_full_batch': ('data.checks.html#check_full_batch', 'vidseq/data/checks.py'),
+                                    'vidseq.data.checks.check_several_classes': ( 'data.checks.html#check_several_classes',
+                                                                                  'vidseq/data/checks.py'),
                                     'vidseq.data.checks.default_batch_size': ( 'data.checks.html#default_batch_size',
                                                                                'vidseq/data/checks.py'),
                                     'vidseq.data.checks.split_clips': ('data.checks.html#split_clips', 'vidseq/data/checks.py')},

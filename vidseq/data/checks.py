@@ -78,15 +78,20 @@ def _check_train_classes(lost, n_classes, by_user):
                          '`group`, add clips, or pass `missing_ok=True`.')
     print(f'{found}: the model cannot learn {len(lost)} of {n_classes} classes.')
 
+def check_several_classes(labels # Class of each clip, or a list of classes
+                         ):
+    "Raise `ValueError` if all clips are of one class"
+    classes = {l for o in labels for l in as_list(o)}
+    if len(classes) > 1 or any(isinstance(o, list) for o in labels): return
+    raise ValueError(f'labels: all {len(labels)} clips are of one class, {first(classes)!r}. '
+                     'Give clips of at least two classes, with a folder for each class.')
+
 def _check_classes(labels, splits, by_user):
     "Check that there are several classes and that each has clips in both sets"
     if not len(splits[1]): print('No clips to validate on.')
     train,valid = ({l for i in split for l in as_list(labels[i])} for split in splits[:2])
-    classes = train | valid
-    if len(classes) < 2 and not any(isinstance(o, list) for o in labels):
-        raise ValueError(f'labels: all {len(labels)} clips are of one class, {first(classes)!r}. '
-                         'Give clips of at least two classes, with a folder for each class.')
-    _check_train_classes(sorted(map(str, valid-train)), len(classes), by_user)
+    check_several_classes([labels[i] for split in splits[:2] for i in split])
+    _check_train_classes(sorted(map(str, valid-train)), len(train | valid), by_user)
     if valid and train-valid: print(f'No validation clips for {preview_list(sorted(map(str, train-valid)))}.')
 
 def _check_conflicts(paths, labels, where):

@@ -17,6 +17,7 @@ import torch
 from fastai.vision.all import Learner, ifnone
 from safetensors.torch import load_file, save_file
 
+from ..data.checks import check_several_classes
 from ..data.folds import given_folds, group_folds
 from .intervals import corrected_score
 from .kinds import scores_of_kind
@@ -153,8 +154,7 @@ class Probe:
     def table(self)->pd.DataFrame: # Columns head, the score, low, high, seconds, params
         "Return the candidates with scores and confidence intervals over groups, best first"
         first = next(iter(self.scores.values()))
-        rows = [self._row(k, s, first.metric) for k,s in self.scores.items()]
-        table = pd.DataFrame(rows)
+        table = pd.DataFrame([self._row(k, s, first.metric) for k,s in self.scores.items()])
         return table.sort_values(first.metric, ascending=not first.higher_is_better, kind='stable',
                                  ignore_index=True)
 
@@ -285,12 +285,12 @@ def probe(features:Features, # Result of `embed`, with labels
          )->Probe:
     """Train heads on features, cross-validate them over groups, and average them over streams
 
-    Raise `ValueError` if there are fewer groups than folds, or no labels."""
+    Raise `ValueError` if there are fewer groups than folds, no labels, or one class only."""
     heads = [heads] if isinstance(heads, str) else list(heads)
     check_heads(heads)
-    check_range('n_seeds', n_seeds, 1)
+    for name,o in (('n_seeds', n_seeds), ('epochs', epochs)): check_range(name, o, 1)
     if features.kind is None: raise ValueError('features: have no labels. Give `labels` to `embed`.')
-    check_range('epochs', epochs, 1)
+    if features.kind == 'class': check_several_classes(features.labels)
     folds = _fold_lists(folds, features, seed)
     until = None if seconds is None else time.time()+seconds
     units,kwargs = probe_units(heads, features.names, n_seeds),dict(executor=executor, n_workers=n_workers)

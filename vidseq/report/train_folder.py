@@ -13,6 +13,7 @@ from pathlib import Path
 from fastai.vision.all import (default_device, defaults, ifnone, num_distrib, parent_label, rank_distrib,
                                set_seed)
 
+from ..data.checks import check_several_classes
 from ..data.augment import aug_clips
 from ..data.block import VideoDataLoaders
 from ..data.folds import fold_note, group_folds
@@ -221,6 +222,7 @@ def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5,
                      seq_len=16, workers=None, flip=False, pattern=None):
     "Compare heads on pretrained features and other models on the same folds; write the model and the page"
     clips = get_clips(folder, pattern)
+    check_several_classes([parent_label(o) for o in clips])
     group = known_group(clips, groups)
     found_groups = [group(o) for o in clips] if group else None
     found = describe_clips(clips, [parent_label(o) for o in clips], found_groups, pattern)
