@@ -57,7 +57,9 @@ def parse_args():
     p.add_argument('--only', nargs='+', choices=names, metavar='NAME', help=f'any of: {", ".join(names)}')
     p.add_argument('--seconds', type=float, default=450., help='start no row after this time (default: 450)')
     p.add_argument('--tiny', action='store_true', help='run tiny on the CPU, to test the script')
-    return p.parse_args()
+    args = p.parse_args()
+    if args.baseline and not args.baseline.is_file(): p.error(f'--baseline: {args.baseline}: no such file')
+    return args
 
 
 def run_checks(args, folder):
