@@ -152,30 +152,30 @@ def rng_states(device=None # Include the state of this device if it is a CUDA de
     name,keys,*rest = _get_numpy_state()
     states = dict(python=random.getstate(), numpy=(name, torch.from_numpy(keys.view(np.int32)), *rest),
                   torch=torch.get_rng_state())
-    if device is not None and torch.device(device).type == 'cuda':
-        states['cuda'] = str(device),torch.cuda.get_rng_state(device)
+    if torch.device(device or 'cpu').type == 'cuda': states['cuda'] = torch.cuda.get_rng_state(device)
     return states
 
-def set_rng_states(states:dict # Result of `rng_states`
+def set_rng_states(states:dict, # Result of `rng_states`
+                   device=None, # Set its state too if it is a CUDA device and `states` has one, of any GPU
                   ):
-    "Set the random states of Python, NumPy and torch, and of the CUDA device if `states` has one"
+    "Set the random states of Python, NumPy and torch, and of `device`; ignore that of CUDA elsewhere"
     name,keys,*rest = states['numpy']
     random.setstate(states['python'])
     _set_numpy_state((name, keys.numpy().view(np.uint32), *rest))
     torch.set_rng_state(states['torch'])
-    if 'cuda' in states:
-        device,state = states['cuda']
-        torch.cuda.set_rng_state(state, device)
+    if 'cuda' in states and torch.device(device or 'cpu').type == 'cuda':
+        torch.cuda.set_rng_state(states['cuda'], device)
 
 # %% ../../nbs/32_data.clip.ipynb #0055f0e2
 def with_same_rng(f, # Function of a frame
                   clip, # `ImageTuple`
                  ): # `ImageTuple` of the results
     "Apply `f` to every frame of `clip` with the same random state"
-    states = rng_states(getattr(clip[0], 'device', None)) if len(clip) > 1 else None
+    device = getattr(next(iter(clip), None), 'device', None)
+    states = rng_states(device) if len(clip) > 1 else None
     frames = []
     for frame in clip:
-        if frames: set_rng_states(states)
+        if frames: set_rng_states(states, device)
         frames.append(f(frame))
     return type(clip)(frames)
 
