@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.vision.all import nn
+from fastai.vision.all import nn, to_device
 from torch.export import Dim, ExportedProgram
 
 from ..data.clip import ImageTuple
 from ..files import atomic_file, printable
 from ..models.layers import stack_frames
+from ..train.learner import learner_device, ready_model
 from ..train.outputs import activation_name, clip_reader, decode_outputs, labels_of
 
 # %% ../../nbs/73_deploy.export.ipynb #0af19f58
@@ -41,7 +42,8 @@ def export_program(model:nn.Module, # Model of vidseq
                   )->ExportedProgram: # Takes B,T,C,H,W with any B, returns logits
     """Export `model` with `torch.export` for batches of any size, and compare its logits with the model's.
 
-    Run it with `.module()`, write it with `torch.export.save`. Raises `RuntimeError` if logits differ."""
+    Run it with `.module()`, write it with `torch.export.save`. The program runs on the device of `model`.
+    Raises `RuntimeError` if logits differ."""
     model = deepcopy(model).eval()
     clip = stack_frames(clip).detach().to(next(model.parameters()).device)
     if clip.shape[0] == 1: clip = clip.repeat(2,1,1,1,1) # torch.export treats a size of 1 as a constant
@@ -100,10 +102,11 @@ def _example_clip(learn):
     "Return a batch of one random clip as the model of `learn` receives it"
     seq_len = clip_reader(learn.dls.valid).seq_len
     noise = np.random.default_rng(0).integers(0, 256, (seq_len,240,320,3), np.uint8)
-    return learn.dls.test_dl([ImageTuple.create(noise)], num_workers=0).one_batch()[0]
+    batch = learn.dls.test_dl([ImageTuple.create(noise)], num_workers=0).one_batch()
+    return to_device(batch[0], learner_device(learn))
 
 def _save_program(model, fname, clip, output):
-    program = export_program(model, clip)
+    program = export_program(deepcopy(model).cpu(), clip) # loads on a machine without a GPU
     with atomic_file(fname) as part: torch.export.save(program, part)
 
 formats = {'.onnx': export_onnx, '.pt2': _save_program} # suffix -> function of model, file, clip and name
@@ -119,7 +122,7 @@ def export_learner(learn, # Learner
     "Write the model of `learn`, and describe its input and output; raise `ValueError` for other suffixes"
     check_format(fname)
     clip = _example_clip(learn)
-    with torch.no_grad(): outputs = learn.model.eval()(clip)
+    with torch.no_grad(): outputs = ready_model(learn)(clip)
     name,use = _describe_outputs(learn, outputs)
     formats[Path(fname).suffix](learn.model, fname, clip, name)
     shape = 'x'.join(map(str, (len(clip), *clip[0].shape[1:])))

@@ -14,7 +14,9 @@ from itertools import islice
 from statistics import median
 
 import numpy as np
+import torch
 from fastai.vision.all import Callback, CancelFitException, CancelTrainException, Learner, num_distrib, plt
+from fastai.vision.all import to_device, to_float
 
 from ..data.show import plot_text
 from ..evaluate.scores import evaluate
@@ -22,9 +24,9 @@ from ..files import check_range
 from ..models.conv3d import Conv3dModel
 from ..models.encoders import small_cnn
 from ..models.frame_models import ConvLSTMModel, RNNModel, SimpleModel
-from ..train.amp import DeviceMixedPrecision
+from ..train.amp import training_autocast
 from ..train.distributed import broadcast_object
-from ..train.learner import data_device, video_learner
+from ..train.learner import learner_device, video_learner
 
 # %% ../../nbs/80_report.compare.ipynb #1c08ade3
 default_models = {
@@ -36,16 +38,22 @@ default_models = {
     '3D convolutions': (Conv3dModel, 3e-3)} # name -> (model for `video_learner`, learning rate)
 
 # %% ../../nbs/80_report.compare.ipynb #43b8f783
+def _wait_for(device):
+    "Wait until a GPU has done what it was given: a call of torch returns before its result is there"
+    if device.type != 'cpu': torch.accelerator.synchronize(device)
+
 def _time_steps(learn, n_batches, max_seconds):
     "Return the seconds that each of up to `n_batches` training batches took to load, and to compute"
-    model,loads,steps = deepcopy(learn.model).train().to(data_device(learn.dls)),[],[]
-    amp = next((o.make_autocast() for o in learn.cbs if isinstance(o, DeviceMixedPrecision)), nullcontext())
+    device = learner_device(learn)
+    model,loads,steps = deepcopy(learn.model).train().to(device),[],[]
     start = previous = time.perf_counter()
     for x,y in islice(learn.dls.train, n_batches):
         loaded = time.perf_counter()
         loads.append(loaded-previous)
-        with amp: loss = learn.loss_func(model(x), y)
+        x,y = to_device((x,y), device)
+        with training_autocast(learn): loss = learn.loss_func(to_float(model(x)), y)
         loss.backward()
+        _wait_for(device)
         previous = time.perf_counter()
         steps.append(previous-loaded)
         if previous-start > max_seconds: break

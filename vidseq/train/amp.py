@@ -7,7 +7,7 @@ __all__ = ['amp_mode', 'to_amp']
 
 # %% ../../nbs/51_train.amp.ipynb #53da2f7f
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from functools import wraps
 from inspect import unwrap
@@ -15,7 +15,8 @@ from inspect import unwrap
 import torch
 from fastai.vision.all import AMPMode, Callback, L, Learner, MixedPrecision, ifnone, patch
 
-from .learner import data_device, learner_method
+from ..options import check_options, option_names
+from .learner import learner_device, learner_method
 
 # %% ../../nbs/51_train.amp.ipynb #9752b2d4
 _bf16_capabilities = ('avx512_bf16', 'amx_bf16', # x86
@@ -27,7 +28,8 @@ def _cpu_has_bf16():
     return any(capabilities.get(o, False) for o in _bf16_capabilities)
 
 def amp_mode(device:torch.device)->AMPMode: # None for full precision
-    "Return the 16-bit format that `device` supports in hardware"
+    "Return the 16-bit format that `device`, also given by name, supports in hardware"
+    device = torch.device(device)
     if device.type == 'cuda':
         return AMPMode.BF16 if torch.cuda.get_device_capability(device) >= (8,0) else AMPMode.FP16
     return AMPMode.BF16 if device.type == 'cpu' and _cpu_has_bf16() else None
@@ -82,25 +84,65 @@ def _do_fit(self:Learner):
 # %% ../../nbs/51_train.amp.ipynb #ab01936e
 class DeviceMixedPrecision(MixedPrecision):
     "Train with autocast on the device of the data; `amp_mode` is 'fp16' or 'bf16'"
-    def make_autocast(self):
-        "Return a new autocast context for this device and mode"
-        dtype = torch.float16 if self.amp_mode == AMPMode.FP16 else torch.bfloat16
-        return torch.autocast(data_device(self.dls).type, dtype)
-
+    name = 'mixed_precision' # as fastai's
     def before_fit(self):
         "Create the autocast context and the gradient scaler, which is disabled for bfloat16"
         self.kwargs['enabled'] = self.amp_mode == AMPMode.FP16
-        self.autocast = self.make_autocast()
-        self.learn.scaler = torch.amp.GradScaler(data_device(self.dls).type, **self.kwargs)
+        self.autocast = training_autocast(self.learn)
+        self.learn.scaler = torch.amp.GradScaler(learner_device(self.learn).type, **self.kwargs)
         self.scales = L()
 
+def _amp_callback(learn): return next(iter(learn._grab_cbs(MixedPrecision)), None)
+
+def _autocast_device(cb):
+    "Return the kind of device of a callback's autocast: fastai's is always for CUDA"
+    return learner_device(cb.learn).type if isinstance(cb, DeviceMixedPrecision) else 'cuda'
+
+def training_dtype(learn # Learner
+                  )->torch.dtype:
+    "Return the type in which `learn` computes convolutions and matrix products"
+    cb = _amp_callback(learn)
+    if cb is None or _autocast_device(cb) == 'cuda' and not torch.cuda.is_available(): return torch.float32
+    return torch.float16 if cb.amp_mode == AMPMode.FP16 else torch.bfloat16
+
+def training_autocast(learn # Learner
+                     ): # Context
+    "Return a new context in which a model computes in the precision of `learn`, whichever method set it"
+    dtype = training_dtype(learn)
+    if dtype == torch.float32: return nullcontext()
+    return torch.autocast(_autocast_device(_amp_callback(learn)), dtype)
+
+# %% ../../nbs/51_train.amp.ipynb #501d7208
+_fastai_add_cb,_fastai_added_cbs = unwrap(Learner.add_cb),contextmanager(unwrap(Learner.added_cbs))
+
+@patch
+@wraps(_fastai_add_cb, assigned=())
+def add_cb(self:Learner, cb):
+    "Add a callback; one of mixed precision replaces an earlier one"
+    if isinstance(cb, type): cb = cb()
+    if isinstance(cb, MixedPrecision): self.remove_cb(MixedPrecision)
+    return _fastai_add_cb(self, cb)
+
+@patch
+@contextmanager
+@wraps(unwrap(Learner.added_cbs), assigned=())
+def added_cbs(self:Learner, cbs):
+    "Add `cbs` for this context; a callback of mixed precision that they replace returns afterwards"
+    earlier = self._grab_cbs(MixedPrecision)
+    with ExitStack() as after, _fastai_added_cbs(self, cbs):
+        after.callback(self.add_cbs, [o for o in earlier if o not in self.cbs])
+        yield
+
 # %% ../../nbs/51_train.amp.ipynb #c3c188f1
+_scaler_options = [o for o in option_names(torch.amp.GradScaler) if o not in ('device','enabled')]
+
 @learner_method
 def to_amp(learn:Learner, # Learner to change
            mode=None, # 'fp16' or 'bf16'; default: `amp_mode` of the device of the data
            **kwargs # Arguments of `torch.amp.GradScaler`, used for 'fp16'
           )->Learner: # The same learner
     "Train and predict in mixed precision where the device supports it; `to_fp32` reverts it"
-    mode = ifnone(mode, amp_mode(data_device(learn.dls)))
-    learn.to_fp32() # remove an earlier callback
-    return learn if mode is None else learn.add_cb(DeviceMixedPrecision(mode, **kwargs))
+    check_options('to_amp', kwargs, _scaler_options)
+    mode = ifnone(mode, amp_mode(learner_device(learn)))
+    if mode is None: return learn.to_fp32()
+    return learn.add_cb(DeviceMixedPrecision(mode, **kwargs))

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import torch
 from fastai.vision.all import Learner, num_distrib, patch
 
-try: from fastai.distributed import DistributedDL
+try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL = None # fastai cannot import this module without accelerate
 
-from .learner import data_device
+from .learner import learner_device
 
 # %% ../../nbs/53_train.distributed.ipynb #19cb6908
 if DistributedDL:
@@ -24,6 +24,12 @@ if DistributedDL:
         t = torch.tensor(t, device='cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
         torch.distributed.broadcast(t, rank)
         return t.tolist()
+
+def _move_loaders(learn):
+    "Move loaders, which may be older than the choice of a GPU for each process, to the GPU of this process"
+    trainers = learn._grab_cbs(DistributedTrainer)
+    can_move = all(hasattr(o, 'to') for o in learn.dls.loaders) # loaders of torch have no device
+    if trainers and can_move: learn.dls.to(trainers[0].accelerator.device)
 
 _fastai_distrib_ctx = getattr(Learner, 'distrib_ctx', None)
 
@@ -38,10 +44,12 @@ def distrib_ctx(self:Learner,
     if not DistributedDL:
         raise ImportError('accelerate: not installed, but needed to train in several processes. '
                           'Run: pip install vidseq[accelerate]')
-    on_cpu = data_device(self.dls).type == 'cpu'
+    on_cpu = learner_device(self).type == 'cpu'
     if on_cpu: kwargs = dict(cpu=True) | kwargs
     sync_bn = not on_cpu if sync_bn is None else sync_bn # torch has no SyncBatchNorm for CPUs
-    with _fastai_distrib_ctx(self, sync_bn, in_notebook, **kwargs): yield self
+    with _fastai_distrib_ctx(self, sync_bn, in_notebook, **kwargs):
+        _move_loaders(self)
+        yield self
 
 # %% ../../nbs/53_train.distributed.ipynb #c96a4eb5
 def broadcast_object(o # Object that can be pickled

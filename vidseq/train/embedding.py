@@ -14,6 +14,8 @@ from fastai.vision.all import L, Learner, patch
 
 from vidseq.models.layers import stack_frames
 from vidseq.models.streams import StreamEncoder
+from vidseq.train.amp import training_autocast
+from vidseq.train.learner import learner_device, ready_model
 
 # %% ../../nbs/57_train.embedding.ipynb #8c27b4c0
 def _last_linear(model):
@@ -35,8 +37,10 @@ def _embedding(model, x):
 @patch
 def embed(self:Learner, clips # Paths of videos or folders of frames
          )->np.ndarray: # N,F
-    "Return the embedding of each clip: the input of the last layer of the model, averaged over frames"
-    dl,model = self.dls.test_dl([Path(o) for o in L(clips)]),self.model.eval()
-    model.to(dl.device)
-    with torch.no_grad(): vectors = [_embedding(model, stack_frames(x)).cpu() for x, in dl]
+    """Return the embedding of each clip: the input of the last layer of the model, averaged over frames
+
+    The precision is that of predictions, for example half precision after `to_amp`."""
+    dl,model,device = self.dls.test_dl([Path(o) for o in L(clips)]),ready_model(self),learner_device(self)
+    with torch.no_grad(), training_autocast(self):
+        vectors = [_embedding(model, stack_frames(x).to(device)).float().cpu() for x, in dl]
     return torch.cat(vectors).numpy()

@@ -6,13 +6,13 @@
 __all__ = ['video_learner']
 
 # %% ../../nbs/50_train.learner.ipynb #25846843
-import inspect, re, sys
+import inspect, re, sys, traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import cloudpickle, torch
-from fastai.vision.all import Callback, L, Learner, ProgressCallback, default_device
-from fastai.vision.all import defaults, delegates, get_c, ifnone, nn, noop, patch
+from fastai.vision.all import Callback, GradientAccumulation, L, Learner, ProgressCallback, default_device
+from fastai.vision.all import defaults, delegates, get_c, get_model, ifnone, nn, noop, patch
 
 from ..models.frame_models import clip_splitter
 from ..options import check_options, option_names
@@ -20,50 +20,113 @@ from .checks import (check_loaders, check_model, check_n_out, check_n_outputs, m
                                  contract_loaders)
 from .outputs import decoded_loss, default_metrics
 
+# %% ../../nbs/50_train.learner.ipynb #c7bb4c4b
+def learner_device(learn # Learner
+                  )->torch.device:
+    "Return the device on which `learn` trains and predicts: that of its loaders, or else of its model"
+    device = getattr(learn.dls, 'device', default_device())
+    if device is not None: return torch.device(device)
+    return next((o.device for o in learn.model.parameters()), torch.device('cpu'))
+
+def ready_model(learn # Learner
+               )->nn.Module:
+    "Return the model of `learn` in eval mode on its device, like a prediction: it may never have been fitted"
+    return learn.model.to(learner_device(learn)).eval()
+
 # %% ../../nbs/50_train.learner.ipynb #3b387db7
 def _accepts_arg(model, name):
     "Return whether the class or function `model` has a parameter `name`"
     return name in inspect.signature(model).parameters
 
-def _is_out_of_memory(e):
-    "Return whether `e` reports that a CPU, a GPU or Apple's MPS ran out of memory"
-    if isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)): return True
-    return isinstance(e, RuntimeError) and bool(re.search('out of memory|allocate memory', str(e)))
+_memory_errors = ('out of memory|not enough memory|allocate memory|' # of torch
+                  'ALLOC(ATION)?_FAILED|cudaErrorMemoryAllocation|invalid buffer size') # cuDNN, CUDA, MPS
 
-def _memory_tips(model, bs, n_frames):
-    "List the settings that reduce the memory of a training step, cheapest first"
-    smaller,fewer = max(bs//2, 1),max(bs*n_frames//4, 1)
-    tips = ['mixed precision (`learn.to_amp()`)',
-            f'a smaller bs ({smaller}), with `GradientAccumulation({bs})` for the same optimizer steps',
-            'a smaller seq_len or image_size']
-    if _accepts_arg(model, 'checkpoint'): tips.append('gradient checkpointing (`checkpoint=True`)')
-    if _accepts_arg(model, 'chunk'): tips.append(f'`chunk={fewer}` frames encoded at a time')
+def is_out_of_memory(e:BaseException)->bool:
+    "Return whether `e` reports that a CPU, a GPU or Apple's MPS ran out of memory"
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)): return True
+    return isinstance(e, RuntimeError) and bool(re.search(_memory_errors, str(e), re.I))
+
+# %% ../../nbs/50_train.learner.ipynb #8a457e6f
+def _plain_model(model):
+    "Return the model inside the wrappers of training on several devices and of `torch.compile`"
+    model = get_model(model)
+    return getattr(model, '_orig_mod', model)
+
+def _clip_shape(x):
+    "Return clips, frames, width and height of a batch: T frames B,C,H,W, or B,T,C,H,W; None for other inputs"
+    frames = x.unbind(1) if isinstance(x, torch.Tensor) and x.ndim == 5 else x
+    frame = frames[0] if isinstance(frames, (tuple,list)) and frames else None
+    if getattr(frame, 'ndim', 0) != 4: return None
+    return len(frame), len(frames), frame.shape[3], frame.shape[2]
+
+def _batch_tip(learn, bs):
+    "Return the advice to reduce `bs`, in training with the same optimizer steps"
+    accumulates = not learn.training or learn._grab_cbs(GradientAccumulation)
+    return f'a smaller bs ({bs//2})' + ('' if accumulates else
+                                        f', with `GradientAccumulation({bs})` for the same optimizer steps')
+
+def _uses(model, *names):
+    "Return whether a module of `model` has an attribute in `names` that is set"
+    return any(isinstance(getattr(o, n, None), int) and getattr(o, n) for o in model.modules() for n in names)
+
+def _encoder_tips(learn, n_frames):
+    "List the arguments of the model that reduce its memory, without those in use or without effect"
+    model,tips = _plain_model(learn.model),[]
+    recomputes = _uses(model, 'checkpoint')
+    def offers(name): return _accepts_arg(type(model), name) and not _uses(model, name)
+    if learn.training and offers('checkpoint'): tips.append('gradient checkpointing (`checkpoint=True`)')
+    keeps_all = learn.training and not recomputes
+    if n_frames > 1 and offers('chunk') and not keeps_all and not _uses(model, 'low_mem'):
+        tips.append(f'`chunk={max(n_frames//4, 1)}` frames encoded at a time')
     return tips
 
+def _memory_tips(learn, bs, n_frames):
+    "List the settings that reduce the memory of a batch, cheapest first, without those in use"
+    has_amp = hasattr(learn, 'mixed_precision')
+    tips = [] if has_amp or learner_device(learn).type == 'mps' else ['mixed precision (`learn.to_amp()`)']
+    if bs > 1: tips.append(_batch_tip(learn, bs))
+    return [*tips, 'a smaller seq_len or image_size', *_encoder_tips(learn, n_frames)]
+
+# %% ../../nbs/50_train.learner.ipynb #8c92fd54
+def _drop_variables(e):
+    "Delete the local variables of the calls that led to `e`: they hold activations"
+    while e is not None:
+        traceback.clear_frames(e.__traceback__)
+        e = e.__cause__ or e.__context__
+
 class MemoryAdvice(Callback):
-    "Add the settings that reduce memory to the error when a training batch does not fit"
+    "Add the settings that reduce memory to the error when a batch does not fit, and free its memory"
     def before_fit(self):
-        "Replace the learner's training step with `_guarded_batch`"
-        self.learn._do_one_batch = self._guarded_batch
+        "Replace the learner's loop over batches with `_guarded_batches`"
+        self.learn.all_batches = self._guarded_batches
 
     def after_fit(self):
-        "Restore the learner's training step"
-        vars(self.learn).pop('_do_one_batch', None)
+        "Restore the learner's loop over batches"
+        vars(self.learn).pop('all_batches', None)
 
-    def _guarded_batch(self):
-        "Run one training step; raise `OutOfMemoryError` with advice if it needs too much memory"
-        try: type(self.learn)._do_one_batch(self.learn)
+    def _guarded_batches(self):
+        "Load and run batches; raise `OutOfMemoryError` with advice if one needs too much memory"
+        try: type(self.learn).all_batches(self.learn)
         except Exception as e:
-            if not _is_out_of_memory(e): raise
-            raise torch.cuda.OutOfMemoryError(self._advice()) from e
+            if not is_out_of_memory(e): raise
+            advice = self._advice()
+            self._free()
+            _drop_variables(e)
+            raise torch.OutOfMemoryError(advice) from e
+
+    def _free(self):
+        "Release the batch, its activations and the gradients"
+        self.learn._end_cleanup()
+        self.learn.loss_grad = None
+        self.learn.model.zero_grad()
 
     def _advice(self):
-        "Return a message with the sizes of the batch and the settings that reduce memory"
-        clip,n = self.xb[0],len(self.xb[0])
-        bs,_,h,w = clip[0].shape
-        model = type(getattr(self.model, 'module', self.model)) # inside DistributedDataParallel, if wrapped
-        return (f'Memory ran out with bs={bs}: {bs} clips of {n} frames of {w}x{h} pixels. '
-                f'Settings that reduce memory, cheapest first: {"; ".join(_memory_tips(model, bs, n))}.')
+        "Return a message with the sizes of the batch, or of the one before it, and how to reduce memory"
+        shape = _clip_shape(getattr(self, 'xb', (None,))[0]) # none yet if the first one cannot be loaded
+        bs,n,w,h = shape or (getattr(self.dl, 'bs', None) or 1, 1, 0, 0)
+        sizes = f': {bs} clips of {n} frames of {w}x{h} pixels' if shape else ''
+        tips = '; '.join(_memory_tips(self.learn, bs, n))
+        return (f'Memory ran out with bs={bs}{sizes}. Settings that reduce memory, cheapest first: {tips}.')
 
 # %% ../../nbs/50_train.learner.ipynb #bfc929ec
 def _clip_sizes(dls):
@@ -140,10 +203,6 @@ def video_learner(dls, # `DataLoaders` of clips
     return learn
 
 # %% ../../nbs/50_train.learner.ipynb #55790ae0
-def data_device(dls):
-    "Return the device of the batches of `dls` as a `torch.device`, also if it is given by name or not at all"
-    return torch.device(ifnone(getattr(dls, 'device', None), default_device()))
-
 def learner_method(f):
     "Add `f`, a function whose first parameter is `learn`, to `Learner` as a method; return `f`"
     setattr(Learner, f.__name__, f)
