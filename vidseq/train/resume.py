@@ -6,6 +6,7 @@
 __all__ = ['ResumeTraining']
 
 # %% ../../nbs/52_train.resume.ipynb #e40a79ec
+import warnings
 from pathlib import Path
 
 from fastai.vision.all import Callback, CancelEpochException, CancelFitException
@@ -13,8 +14,8 @@ from fastai.vision.all import noop, num_distrib, rank_distrib
 from filelock import FileLock, Timeout
 
 from .distributed import broadcast_object
-from .state import (check_fit, check_numbers, check_progress, load_training_state, read_state,
-                                state_functions, training_setup, training_state, write_state)
+from .state import (check_fit, check_numbers, check_progress, load_training_state, precision,
+                                read_state, state_functions, training_setup, training_state, write_state)
 
 # %% ../../nbs/52_train.resume.ipynb #04033eef
 class _CompletedEpochs(int):
@@ -23,7 +24,8 @@ class _CompletedEpochs(int):
 class ResumeTraining(Callback):
     """Save the state of training to `fname` after each epoch; resume from it when the program runs again.
 
-    Resumed training gives bit-identical weights on the same machine. `done()` deletes the file.
+    Resumed training gives bit-identical weights on the same machine. On another one it continues too, also
+    with another device, and with a warning in another precision. `done()` deletes the file.
     Raises `ValueError` if the file is damaged, or is from training with other clips, models, optimizers,
     numbers of processes or epochs, or if another process is training with it."""
     order = 80 # after callbacks that record and schedule
@@ -103,7 +105,8 @@ class ResumeTraining(Callback):
         if self.fname.exists(): self.saved = self._read()
 
     def _save(self):
-        progress = dict(phase=self.phase, epoch=self.epoch+1, n_epoch=self.n_epoch, fits=self.fits)
+        progress = dict(phase=self.phase, epoch=self.epoch+1, n_epoch=self.n_epoch, fits=self.fits,
+                        precision=precision(self.learn))
         state = dict(progress=progress, setup=training_setup(self.learn)) | training_state(self.learn)
         if not rank_distrib(): write_state(state, self.fname)
 
@@ -139,6 +142,15 @@ class ResumeTraining(Callback):
                 'to train from the first epoch.')
         check_fit(self.learn, self.saved)
 
+    def _warn_precision(self):
+        "Warn if the file is from training in another precision, for example on another GPU"
+        now = precision(self.learn)
+        saved = self.saved['progress'].get('precision', now)
+        if saved == now: return
+        warnings.warn(f'{self.fname}: saved by training in {saved!s:.20}, but this training uses {now}. Its '
+                      'weights will differ from those of uninterrupted training. To prevent it, use the same '
+                      'precision.', stacklevel=2)
+
     def _refuse(self, unit, n_saved, n_now):
         raise ValueError(f'{self.fname}: saved by training with {n_saved} {unit}, but there are {n_now} now. '
                          f'Train with {n_saved} {unit}, or delete the file to train from the first epoch.')
@@ -152,5 +164,6 @@ class ResumeTraining(Callback):
             if str(self.fname) in str(e): raise
             raise ValueError(f'{self.fname}: does not fit this training ({self._reason(e)}). '
                              'Delete it to train from the first epoch.') from e
+        self._warn_precision()
         if self.muted_logger: self.learn.logger = self.muted_logger
         self.saved,self.muted_logger = None,None

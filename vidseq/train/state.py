@@ -15,6 +15,7 @@ from fastai.vision.all import L, TrackerCallback, num_distrib, rank_distrib
 from ..data.clip import rng_states, set_rng_states
 from ..data.splits import clip_paths
 from ..files import atomic_file
+from .amp import training_dtype
 from .ema import EMA
 
 # %% ../../nbs/52_train.state.ipynb #b5828372
@@ -66,13 +67,19 @@ def _loaders_state(learn):
 def _load_loaders_state(learn, saved):
     for dl,state in zip(_rng_loaders(learn), saved): dl.rng.setstate(state)
 
+def _scaler(learn):
+    "Return the gradient scaler of mixed precision; None without it, although an earlier fit may have had one"
+    return getattr(learn, 'scaler', None) if hasattr(learn, 'mixed_precision') else None
+
 def _scaler_state(learn):
-    "Return the state of the gradient scaler; empty if training uses none"
-    scaler = getattr(learn, 'scaler', None)
+    "Return the state of the gradient scaler; empty if training does not scale gradients"
+    scaler = _scaler(learn)
     return scaler.state_dict() if scaler else {}
 
 def _load_scaler_state(learn, saved):
-    if saved: learn.scaler.load_state_dict(saved)
+    "Continue with the saved scale; training in another precision has no scale, or begins with its own"
+    scaler = _scaler(learn)
+    if saved and scaler: scaler.load_state_dict(saved) # without effect on the disabled scaler of bfloat16
 
 def _trackers(learn): return [o for o in learn.cbs if isinstance(o, TrackerCallback)]
 
@@ -98,7 +105,7 @@ def _rng_state(learn):
     torch.distributed.all_gather_object(res, own)
     return res
 
-def _load_rng_state(learn, saved): set_rng_states(saved[rank_distrib()])
+def _load_rng_state(learn, saved): set_rng_states(saved[rank_distrib()], _model_device(learn))
 
 state_functions = {
     'model': (_model_state, _load_model_state),
@@ -124,6 +131,10 @@ def training_setup(learn):
             'batch sizes': [o.bs for o in loaders[:2]],
             'model parameters': params,
             'optimizer settings': [sorted(o) for o in learn.opt.hypers]}
+
+def precision(learn):
+    "Return the name of the type in which `learn` computes, such as 'bfloat16'"
+    return str(training_dtype(learn)).removeprefix('torch.')
 
 def training_state(learn): return {k: save(learn) for k,(save,_) in state_functions.items()}
 
@@ -171,6 +182,16 @@ def check_numbers(saved):
     if any(map(_has_nan, [*saved['model'].values(), *averages, *raw])): raise ValueError('it contains NaN')
     hypers = [v for o in saved['optimizer']['hypers'] for v in o.values()]
     if not all(map(math.isfinite, hypers)): raise ValueError('a setting of the optimizer is not finite')
+    _check_scaler(saved['scaler'])
+
+_scaler_keys = sorted(torch.amp.GradScaler('cpu').state_dict())
+
+def _check_scaler(state):
+    "Raise `ValueError` unless `state` is empty or the state of a gradient scaler"
+    if state == {}: return
+    is_known = isinstance(state, dict) and sorted(state) == _scaler_keys
+    if is_known and all(0 <= o < math.inf for o in state.values()) and state['scale'] > 0: return
+    raise ValueError('the state of the gradient scaler is not a possible one')
 
 def check_fit(learn, saved):
     "Raise `ValueError` if parts of the saved state have other lengths or shapes than those of `learn`"
@@ -183,6 +204,5 @@ def check_fit(learn, saved):
     lists = dict(loaders=_loaders_state(learn), trackers=_trackers(learn), averages=_averages(learn))
     for k,now in lists.items():
         if len(now) != len(saved[k]): raise ValueError(f'{len(saved[k])} {k}, but there are {len(now)} now')
-    if sorted(saved['scaler']) != sorted(_scaler_state(learn)): raise ValueError('the precision differs')
     settings = [sorted(o) for o in saved['optimizer']['hypers']]
     if settings != [sorted(o) for o in learn.opt.hypers]: raise ValueError('the optimizer differs')
