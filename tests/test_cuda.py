@@ -120,6 +120,8 @@ def test_an_exported_learner_is_loaded_in_full_precision(tmp_path):
 def test_unknown_arguments_of_to_amp():
     with pytest.raises(TypeError, match='to_amp: unknown argument `init_scal` .did you mean'):
         make_learner().to_amp(init_scal=8.)
+    with pytest.raises(TypeError, match='`chanels_last` .did you mean `channels_last`'):
+        make_learner().to_amp(chanels_last=True)
     for o in (dict(device='cuda'), dict(enabled=False)): # chosen by the learner
         with pytest.raises(TypeError, match='to_amp: unknown argument'): make_learner().to_amp(**o)
 
@@ -188,6 +190,33 @@ def test_time_budgets_measure_in_the_precision_of_training(way, with_cuda, monke
     seen.clear()
     assert compare.epochs_for(learn.to_fp32(), 10.) >= 1
     assert seen and not any(seen)
+
+
+# Channels last
+
+def test_channels_last():
+    learn,x = make_learner(),torch.rand(2,4,3,16,16)
+    plain = learn.model.eval()(x)
+    ids = [id(o) for o in learn.model.parameters()]
+    assert learn.to_amp('bf16', channels_last=True) is learn
+    assert ids == [id(o) for o in learn.model.parameters()]
+    weights = [m.weight for m in learn.model.modules() if isinstance(m, nn.Conv3d)]
+    assert weights and all(o.is_contiguous(memory_format=torch.channels_last_3d) for o in weights)
+    torch.testing.assert_close(learn.model(x), plain, rtol=1e-5, atol=1e-5)
+    fit(learn)
+    assert all(o.is_contiguous(memory_format=torch.channels_last_3d) for o in weights) # also after steps
+
+
+def test_channels_last_of_an_image_encoder():
+    from fastai.vision.all import resnet18
+    from vidseq.models.frame_models import SimpleModel
+    learn = make_learner(model=SimpleModel(resnet18, 2, pretrained=False))
+    x = torch.rand(2,4,3,32,32)
+    plain = learn.model.eval()(x)
+    learn.to_amp('bf16', channels_last=True)
+    weights = [m.weight for m in learn.model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(weights) == 20 and all(o.is_contiguous(memory_format=torch.channels_last) for o in weights)
+    torch.testing.assert_close(learn.model(x), plain, rtol=1e-5, atol=1e-5)
 
 
 # Resuming in another precision

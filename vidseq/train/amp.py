@@ -15,6 +15,7 @@ from inspect import unwrap
 import torch
 from fastai.vision.all import AMPMode, Callback, L, Learner, MixedPrecision, ifnone, patch
 
+from ..models.layers import to_channels_last
 from ..options import check_options, option_names
 from .learner import learner_device, learner_method
 
@@ -139,10 +140,12 @@ _scaler_options = [o for o in option_names(torch.amp.GradScaler) if o not in ('d
 @learner_method
 def to_amp(learn:Learner, # Learner to change
            mode=None, # 'fp16' or 'bf16'; default: `amp_mode` of the device of the data
+           channels_last:bool=False, # Store convolutions as GPUs prefer in 16 bits, see `to_channels_last`
            **kwargs # Arguments of `torch.amp.GradScaler`, used for 'fp16'
           )->Learner: # The same learner
     "Train and predict in mixed precision where the device supports it; `to_fp32` reverts it"
-    check_options('to_amp', kwargs, _scaler_options)
+    check_options('to_amp', kwargs, ['mode', 'channels_last', *_scaler_options])
     mode = ifnone(mode, amp_mode(learner_device(learn)))
+    if channels_last: to_channels_last(learn.model)
     if mode is None: return learn.to_fp32()
     return learn.add_cb(DeviceMixedPrecision(mode, **kwargs))
