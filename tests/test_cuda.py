@@ -286,9 +286,28 @@ def test_the_scaler_of_an_earlier_fit_is_not_saved(tmp_path):
     from vidseq.train.state import read_state, training_state
     learn = make_learner(cbs=ResumeTraining(tmp_path/'file'))
     learn.to_amp('fp16', **scale)
-    with pytest.raises(KeyboardInterrupt): fit(learn, 2, cbs=Stop(1, 1))
-    assert learn.scaler is not None and read_state(tmp_path/'file')['scaler']['growth_interval'] == 5
+    class Leave(Callback):
+        def after_epoch(self): left.append(self.scaler)
+    left = []
+    with pytest.raises(KeyboardInterrupt): fit(learn, 2, cbs=[Stop(1, 1), Leave()])
+    assert read_state(tmp_path/'file')['scaler']['growth_interval'] == 5
+    learn.scaler = left[0]
     assert training_state(learn)['scaler'] and not training_state(learn.to_fp32())['scaler']
+
+
+@pytest.mark.parametrize('at', ['before_step', 'after_step', 'after_batch'])
+@pytest.mark.parametrize('order', [5, 20]) # before and after the callback of mixed precision
+def test_a_learner_is_exported_after_an_interrupted_step(tmp_path, at, order):
+    "Interrupt between the step of the gradient scaler and its update, when it cannot be pickled"
+    learn = make_learner(path=tmp_path).to_amp('fp16', **scale)
+    def stop(self): raise KeyboardInterrupt
+    interrupt = Callback(**{at: stop})
+    interrupt.order = order
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=interrupt)
+    assert learn.scaler is None and learn.mixed_precision.autocast is None
+    learn.dls.new_empty = lambda: learn.dls
+    learn.export()
+    assert len(fit(learn).recorder.values) == 1
 
 
 @pytest.mark.parametrize('change', [

@@ -2014,6 +2014,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vidseq.train.amp._amp_callback': ('train.amp.html#_amp_callback', 'vidseq/train/amp.py'),
                                   'vidseq.train.amp._autocast_device': ('train.amp.html#_autocast_device', 'vidseq/train/amp.py'),
                                   'vidseq.train.amp._cpu_has_bf16': ('train.amp.html#_cpu_has_bf16', 'vidseq/train/amp.py'),
+                                  'vidseq.train.amp._drop_scaler': ('train.amp.html#_drop_scaler', 'vidseq/train/amp.py'),
                                   'vidseq.train.amp.amp_mode': ('train.amp.html#amp_mode', 'vidseq/train/amp.py'),
                                   'vidseq.train.amp.to_amp': ('train.amp.html#to_amp', 'vidseq/train/amp.py'),
                                   'vidseq.train.amp.training_autocast': ('train.amp.html#training_autocast', 'vidseq/train/amp.py'),

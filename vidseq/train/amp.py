@@ -9,11 +9,11 @@ __all__ = ['amp_mode', 'to_amp']
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
-from functools import wraps
+from functools import partial, wraps
 from inspect import unwrap
 
 import torch
-from fastai.vision.all import AMPMode, Callback, L, Learner, MixedPrecision, ifnone, patch
+from fastai.vision.all import AMPMode, Callback, CancelFitException, L, Learner, MixedPrecision, ifnone, patch
 
 from ..models.layers import to_channels_last
 from ..options import check_options, option_names
@@ -80,7 +80,13 @@ def _do_fit(self:Learner):
     for o in (self.model, self.opt): o.zero_grad()
     with ExitStack() as ends:
         for cb in self._grab_cbs(EndCallback): ends.callback(cb.end_fit)
+        ends.push(partial(_drop_scaler, self))
         _fastai_do_fit(self)
+
+def _drop_scaler(learn, error, *args):
+    "Do what `after_fit` of mixed precision does, if an error ends the fit without it"
+    if error is None or issubclass(error, CancelFitException): return
+    for cb in learn._grab_cbs(MixedPrecision): cb.after_fit()
 
 # %% ../../nbs/51_train.amp.ipynb #ab01936e
 class DeviceMixedPrecision(MixedPrecision):

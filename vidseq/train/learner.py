@@ -24,7 +24,7 @@ from .outputs import decoded_loss, default_metrics
 def learner_device(learn # Learner
                   )->torch.device:
     "Return the device on which `learn` trains and predicts: that of its loaders, or else of its model"
-    device = getattr(learn.dls, 'device', default_device())
+    device = learn.dls.device if hasattr(learn.dls, 'device') else default_device()
     if device is not None: return torch.device(device)
     return next((o.device for o in learn.model.parameters()), torch.device('cpu'))
 
