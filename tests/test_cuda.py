@@ -3,6 +3,7 @@
 torch.cuda is replaced where needed, and the device 'meta' is used in place of a second device."""
 import gc
 import io
+import itertools
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fastai.vision.all import (AMPMode, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders,
@@ -190,6 +192,61 @@ def test_time_budgets_measure_in_the_precision_of_training(way, with_cuda, monke
     seen.clear()
     assert compare.epochs_for(learn.to_fp32(), 10.) >= 1
     assert seen and not any(seen)
+
+
+@pytest.fixture(scope='module')
+def trained(make_shapes):
+    "Return a learner that was trained on videos, and a video"
+    from vidseq.data.block import VideoDataLoaders
+    set_seed(0)
+    dls = VideoDataLoaders.from_folder(make_shapes((32,32)), seq_len=4, image_size=32, bs=16, seed=0,
+                                       num_workers=0)
+    return fit(video_learner(dls, partial(Conv3dModel, width=4))), dls.valid.items[0]
+
+
+def answers(learn, video, folder):
+    "Return what each function of a trained learner says about a video or the validation set, as arrays"
+    from vidseq.all import load_pretrained # all methods of learners
+    with learn.no_bar(), learn.no_logging():
+        timeline = learn.predict_timeline(video, window=.3, stride=.2, bs=2)
+        saved = load_pretrained(learn.save_pretrained(folder))
+        res = dict(predict=learn.predict(video)[2], evaluate=learn.evaluate().probs, timeline=timeline,
+                   embed=learn.embed([video]), importance=learn.frame_importance(video),
+                   activation=learn.class_activation(video), validate=list(learn.validate()))
+    predicted = (sorted(o.predict_video(video, k=9)) for o in (learn, saved))
+    res |= {k: [p for _,p in o] for k,o in zip(('predict_video','saved'), predicted)}
+    return {k: torch.as_tensor(np.array(o, dtype=float)) for k,o in res.items()}
+
+
+@pytest.mark.parametrize('way', ['to_amp bf16','to_amp fp16','to_fp16','to_bf16'])
+def test_every_function_works_in_each_precision(trained, way, tmp_path):
+    "Compare the answers of a learner with those in full precision"
+    learn,video = trained
+    want = answers(learn.to_fp32(), video, tmp_path/'float32')
+    ways[way](learn)
+    found = answers(learn, video, tmp_path/'half')
+    assert not any(map(torch.is_autocast_enabled, ('cpu','cuda'))) and kind(learn) == kinds[way]
+    is_half = training_dtype(learn) != torch.float32
+    assert is_half == way.startswith('to_amp')
+    for k,o in found.items():
+        assert o.shape == want[k].shape and o.isfinite().all(), k
+        if k == 'activation': continue # noisy: maps are scaled to 1
+        torch.testing.assert_close(o, want[k], rtol=.05, atol=.02, msg=k)
+    for k in ('predict','evaluate','timeline','embed','predict_video'): # those that follow the precision
+        assert torch.equal(found[k], want[k]) != is_half, k
+    assert torch.equal(found['saved'], want['saved']) # weights are in 32 bits
+    learn.to_fp32()
+
+
+@pytest.mark.parametrize('way', ['to_amp bf16','to_amp fp16','to_fp16','to_bf16'])
+def test_training_by_the_clock_in_each_precision(way):
+    "Follow a clock that counts its calls"
+    from vidseq.report.compare import FollowClock
+    learn,ticks = ways[way](make_learner()),itertools.count()
+    clock = FollowClock(100, clock=lambda: next(ticks))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1000, 1e-3, cbs=clock)
+    assert 1 < len(clock.times) < 100 and clock.times[-1] <= 110
+    assert kind(learn) == kinds[way] and learn.scaler is None
 
 
 # Channels last
