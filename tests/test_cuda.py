@@ -215,7 +215,8 @@ def answers(learn, video, folder):
                    activation=learn.class_activation(video), validate=list(learn.validate()))
     predicted = (sorted(o.predict_video(video, k=9)) for o in (learn, saved))
     res |= {k: [p for _,p in o] for k,o in zip(('predict_video','saved'), predicted)}
-    return {k: torch.as_tensor(np.array(o, dtype=float)) for k,o in res.items()}
+    def as_list(o): return o.tolist() if hasattr(o, 'tolist') else o
+    return {k: torch.tensor(np.array(as_list(o), float)) for k,o in res.items()}
 
 
 @pytest.mark.parametrize('way', ['to_amp bf16','to_amp fp16','to_fp16','to_bf16'])
