@@ -21,7 +21,8 @@ def apply_rotary(x:torch.Tensor, # …,n,d
     x,rest = x[...,:e],x[...,e:]
     first,second = x.unflatten(-1, (-1,2)).unbind(-1) # …,n,e -> two of …,n,e/2
     swapped = torch.stack([second, first], dim=-1).flatten(-2) # two of …,n,e/2 -> …,n,e
-    x = torch.addcmul(x*cos, swapped, sin*sin.new_tensor([-1,1]).repeat(e//2))
+    signed = torch.stack([-sin[...,::2], sin[...,1::2]], dim=-1).flatten(-2) # a list of signs would be copied
+    x = torch.addcmul(x*cos, swapped, signed) # from the host, which waits for the GPU
     return torch.cat([x, rest], dim=-1) if rest.shape[-1] else x
 
 def rotary_sin_cos(n:int, # Positions
