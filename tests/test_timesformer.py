@@ -125,6 +125,24 @@ def test_half_precision(dtype):
     near(got.float(), want, .05)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_as_the_package(dtype):
+    "Check that the errors of logits under autocast are those of the package, up to 10% of chance"
+    kw = dict(dim=128, image_size=32, patch_size=8, num_frames=4, depth=12, heads=4, dim_head=32)
+    errors = torch.zeros(2, dtype=torch.float64)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        theirs = timesformer_pytorch.TimeSformer(num_classes=101, **kw).eval()
+        ours = TimeSformer(101, **kw).eval()
+        ours.load_state_dict(theirs.state_dict())
+        x = uniform_clips(seed=seed)
+        want = deepcopy(theirs).double()(x.double())
+        with torch.autocast('cpu', dtype): outs = ours(x),theirs(x)
+        errors += torch.stack([(o.double()-want).norm() for o in outs])
+    assert errors[0] <= 1.1*errors[1], errors
+
+
 @pytest.mark.parametrize(['kw', 'shape', 'message'], [
     ({}, (5,32), 'clips of 4 frames of 32x32, not 5 of 32x32'),
     ({}, (4,40), 'not 4 of 40x40'),

@@ -134,7 +134,8 @@ class TimeSformer(timesformer_pytorch.TimeSformer):
         x = x.unflatten(4, (-1,p)).unflatten(3, (-1,p)) # B,T,C,H,W -> B,T,C,rows,p,columns,p
         x = x.permute(0,1,3,5,4,6,2).flatten(4).flatten(1,3) # -> B,T,rows,columns,p,p,C -> B,T*N,p*p*C
         x = self.to_patch_embedding(x) # B,T*N,p*p*C -> B,T*N,F
-        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0],1,-1), x], dim=1) # B,T*N,F -> B,1+T*N,F
+        # float32, also under autocast: all layers add to these tokens
+        x = torch.cat([self.cls_token.expand(x.shape[0],1,-1), x], dim=1) # B,T*N,F -> B,1+T*N,F
         return x if self.use_rotary_emb else x + self.pos_emb.weight
 
     def _rotary_angles(self, n_frames, device):
