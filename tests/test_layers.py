@@ -4,6 +4,7 @@ import pickle
 import warnings
 import weakref
 from collections import OrderedDict, defaultdict, namedtuple
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from itertools import product
@@ -15,6 +16,7 @@ from fastai.vision.all import TensorImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -838,6 +840,57 @@ def test_run_rnn_exported(rnn):
 def test_run_rnn_exported_without_bias():
     rnn = nn.GRU(7, 4, bias=False, batch_first=True)
     check_exported(Run(rnn).eval(), torch.randn(3,6,7), [torch.randn(2,6,7)])
+
+class Recorder(nn.Module):
+    "Record the precision in which a recurrent layer runs; return outputs like `nn.LSTM`"
+    def __init__(self, device):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(7, dtype=torch.float32, device=device))
+        self.found = []
+    def forward(self, x):
+        self.found.append((x.dtype, torch.is_autocast_enabled(x.device.type)))
+        return x, (x[None,:,-1], x[None,:,-1])
+
+@contextmanager
+def cuda_autocast(dtype):
+    "Turn on autocast for CUDA, which `torch.autocast` refuses without a GPU"
+    before = torch.get_autocast_dtype('cuda')
+    torch.set_autocast_enabled('cuda', True)
+    torch.set_autocast_dtype('cuda', dtype)
+    try: yield
+    finally:
+        torch.set_autocast_enabled('cuda', False)
+        torch.set_autocast_dtype('cuda', before)
+
+def test_run_rnn_without_float16_under_bfloat16():
+    "Check that a recurrent layer runs in float32 under autocast with bfloat16 on CUDA, and only there"
+    half, single = torch.bfloat16, torch.float32
+    with FakeTensorMode():
+        rnn, x = Recorder('cuda'), torch.empty(2,5,7, device='cuda', dtype=half)
+        for dtype in (half, torch.float16):
+            with cuda_autocast(dtype): outs, last = run_rnn(rnn, x)
+        run_rnn(rnn, x)
+        assert last.shape == (2,7) and outs.is_cuda
+    assert rnn.found == [(single,False), (half,True), (half,False)]
+    assert not torch.is_autocast_enabled('cuda')
+    rnn = Recorder('cpu')
+    with torch.autocast('cpu', half): run_rnn(rnn, torch.zeros(2,5,7, dtype=half))
+    assert rnn.found == [(half,True)]
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('forget,limit', [(1.,3e-2), (5.,6e-2)])
+def test_conv_lstm_in_half_precision(dtype, forget, limit):
+    "Compare 64 steps under autocast with float64; with open forget gates, the state sums over all of them"
+    m = ConvLSTM(8, 16)
+    with torch.no_grad():
+        m.layers[0].inp.bias[16:32] = forget
+        x = torch.randn(2,64,8,6,6).to(dtype)
+        want, (_,c) = m(x.double())
+        m.float()
+        with torch.autocast('cpu', dtype): got, (_,got_c) = m(x)
+    assert got_c.dtype is torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=limit)
+    torch.testing.assert_close(got_c.double(), c, rtol=0, atol=.01*float(c.abs().max()))
 
 def test_conv_lstm_exported():
     others = [torch.randn(n, 6, 3,5,6) for n in range(1, 21)]

@@ -1476,6 +1476,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'vidseq/models/layers.py'),
                                       'vidseq.models.layers._map_dicts': ('models.layers.html#_map_dicts', 'vidseq/models/layers.py'),
                                       'vidseq.models.layers._map_outputs': ('models.layers.html#_map_outputs', 'vidseq/models/layers.py'),
+                                      'vidseq.models.layers._unscaled_float16': ( 'models.layers.html#_unscaled_float16',
+                                                                                  'vidseq/models/layers.py'),
                                       'vidseq.models.layers.run_rnn': ('models.layers.html#run_rnn', 'vidseq/models/layers.py'),
                                       'vidseq.models.layers.stack_frames': ('models.layers.html#stack_frames', 'vidseq/models/layers.py'),
                                       'vidseq.models.layers.subtract_mean': ('models.layers.html#subtract_mean', 'vidseq/models/layers.py'),

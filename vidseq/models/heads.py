@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from fastai.vision.all import Module, Tensor, nn
 
+from vidseq.models.layers import run_rnn
+
 # %% ../../nbs/48_models.heads.ipynb #01f4e9a7
 def as_steps(x:Tensor, # B,T,F, or maps B,T,F,h,w
             )->Tensor: # B,T,F or B,T,F*h*w
@@ -102,7 +104,7 @@ class RecurrentHead(Module):
         self.classify = _dropout_linear(4*hidden_size, n_out, ps)
 
     def forward(self, x): # B,T,F or B,T,F,h,w -> B,`n_out`
-        states,_ = self.rnn(self.reduce(as_steps(x))) # B,T,2*H
+        states,_ = run_rnn(self.rnn, self.reduce(as_steps(x))) # B,T,2*H
         return self.classify(_mean_max(states))
 
 # %% ../../nbs/48_models.heads.ipynb #2f958b28

@@ -155,11 +155,20 @@ class AttentionPool(Module):
         return (self.weights(x)*ifnone(values, x)).sum(dim=1)
 
 # %% ../../nbs/40_models.layers.ipynb #90eb2fa3
+def _unscaled_float16(x):
+    "Return whether cuDNN would compute in float16, as always under autocast, without a gradient scaler"
+    if not (x.is_cuda and torch.is_autocast_enabled('cuda')): return False
+    return torch.get_autocast_dtype('cuda') != torch.float16
+
 def run_rnn(rnn, # `nn.LSTM` or `nn.GRU` with `batch_first=True`
             x:Tensor, # B,T,F
            )->tuple: # Outputs B,T,directions*H; last hidden states B,layers*directions*H
     "Run `rnn` over `x` and return its outputs and the last hidden states of all layers and directions"
-    outs,h = rnn(x)
+    if _unscaled_float16(x):
+        # not in bfloat16: cuDNN needs the weights in one piece of memory, which copies of them are not, and
+        # beside an image encoder the layer takes little time
+        with torch.autocast('cuda', enabled=False): outs,h = rnn(x.to(next(rnn.parameters()).dtype))
+    else: outs,h = rnn(x)
     if isinstance(h, tuple): h,_ = h # an LSTM has a cell state too
     return outs,h.transpose(0,1).flatten(1) # layers,B,H -> B,layers*H
 
@@ -173,6 +182,8 @@ class _ConvLSTMLayer(Module):
 
     def forward(self, x, h, c): # x B,T,C,H,W, state B,F,H,W -> outputs B,T,F,H,W, and the last state
         gates = self.inp(x.flatten(0,1)).unflatten(0, x.shape[:2]) # B,T,C,H,W -> B,T,4*F,H,W
+        # under autocast, only the convolutions have 16 bits: the cell state sums over all steps
+        gates,c = (o.to(self.recur.weight.dtype) for o in (gates, c))
         outs = []
         for gate in gates.unbind(1):
             h,c = self._step(gate, h, c)
