@@ -6,6 +6,7 @@
 __all__ = ['ClipInterpretation', 'frame_importance', 'class_activation', 'explain', 'explain_gif']
 
 # %% ../../nbs/61_evaluate.interpret.ipynb #8eed0836
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..data.clip import ImageTuple
 from .kinds import scores_of_kind
 from ..models.layers import TimeDistributed, stack_frames
 from ..models.streams import StreamEncoder
-from ..train.learner import learner_method
+from ..train.learner import learner_device, learner_method, ready_model
 from ..train.outputs import class_index, clip_path, decode_outputs, decoding, labels_of, predict_outputs
 
 # %% ../../nbs/61_evaluate.interpret.ipynb #1f205d49
@@ -69,7 +70,7 @@ class ClipInterpretation(ClassificationInterpretation):
 # %% ../../nbs/61_evaluate.interpret.ipynb #e228213d
 def _to_batch(learn, clip):
     "Return a path or an `ImageTuple` as a batch 1,T,C,H,W, transformed; a tensor unchanged"
-    if isinstance(clip, torch.Tensor): return clip.detach()
+    if isinstance(clip, torch.Tensor): return clip.detach().to(learner_device(learn))
     items = [clip_path(clip) if isinstance(clip, (str,Path)) else clip]
     batch = learn.dls.test_dl(items, num_workers=0).one_batch()
     frames = batch[0] if isinstance(batch[0], (tuple,list)) else batch
@@ -93,7 +94,7 @@ def frame_importance(learn:Learner, # Trained learner
 
     For labels that are numbers, it is the decrease of the number. Raises `ValueError` if the learner has no
     such output."""
-    x,model = _to_batch(learn, clip),learn.model.eval()
+    x,model = _to_batch(learn, clip),ready_model(learn)
     n = x.shape[1]
     others = (x.sum(1, keepdim=True)-x)/max(n-1, 1) # 1,T,C,H,W: the mean of the other frames
     occluded = x.repeat(n,1,1,1,1) # T,T,C,H,W
@@ -135,6 +136,11 @@ def _grad_cam(score, maps, encoder):
     if isinstance(encoder, StreamEncoder): heat = encoder.frame_maps(heat)
     return heat if maps.ndim == 5 else heat[None]
 
+def _rnn_gradients(model):
+    "Return a context in which recurrent layers have gradients in eval mode, which those of cuDNN have not"
+    has_rnn = any(isinstance(o, nn.RNNBase) for o in model.modules())
+    return torch.backends.cudnn.flags(enabled=False) if has_rnn else nullcontext()
+
 def _input_gradients(score, x):
     "Return the absolute gradients 1,T,H,W of a score with respect to the frames 1,T,C,H,W"
     return torch.autograd.grad(score, x)[0].abs().sum(2)
@@ -147,12 +153,13 @@ def class_activation(learn:Learner, # Trained learner
     """Return a heat map of the regions that increase the score of `target`, by Grad-CAM or input gradients.
 
     Raises `ValueError` if the learner has no such output."""
-    x,model = _to_batch(learn, clip).requires_grad_(),learn.model.eval()
-    outputs,maps = _last_feature_maps(model, x)
-    decode_outputs(learn, outputs) # checks them
-    score = outputs.reshape(-1)[_target_index(learn, target, outputs[0])]
-    encoder = getattr(model, 'encoder', None)
-    heat = _input_gradients(score, x) if maps is None else _grad_cam(score, maps, encoder)
+    x,model = _to_batch(learn, clip).requires_grad_(),ready_model(learn)
+    with _rnn_gradients(model):
+        outputs,maps = _last_feature_maps(model, x)
+        decode_outputs(learn, outputs) # checks them
+        score = outputs.reshape(-1)[_target_index(learn, target, outputs[0])]
+        encoder = getattr(model, 'encoder', None)
+        heat = _input_gradients(score, x) if maps is None else _grad_cam(score, maps, encoder)
     heat = F.interpolate(heat[None], (x.shape[1], *x.shape[-2:]), mode='trilinear') # 1,1,t,h,w -> 1,1,T,H,W
     heat = heat[0,0].detach().cpu()
     return heat/heat.max().clip(min=1e-12)

@@ -43,13 +43,24 @@ def _is_formula_faster(q, k):
     if q.device.type != 'cpu' or torch.compiler.is_exporting(): return False
     return k.shape[-2] <= _formula_max_keys.get(q.dtype, 0)
 
+_max_groups = 65_535 # of a kernel of CUDA: the largest second and third dimension of a grid
+
+def _fused_attention(q, k, v, mask):
+    "Call torch's kernel, several times for more groups in the first dimension than a GPU accepts"
+    if len(q) <= _max_groups: return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    def parts(o):
+        is_shared = o is None or o.ndim < q.ndim or len(o) == 1
+        return [o]*-(-len(q)//_max_groups) if is_shared else o.split(_max_groups)
+    return torch.cat([F.scaled_dot_product_attention(*o, attn_mask=m)
+                      for *o,m in zip(*map(parts, (q,k,v,mask)))])
+
 def attention(q:torch.Tensor, # …,n,d
               k:torch.Tensor, # …,m,d
               v:torch.Tensor, # …,m,d
               mask:torch.Tensor=None, # Boolean, broadcasts to …,n,m; False excludes a key
              )->torch.Tensor: # …,n,d
     "Compute scaled dot-product attention with torch's fused kernel or the explicit formula"
-    if not _is_formula_faster(q, k): return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if not _is_formula_faster(q, k): return _fused_attention(q, k, v, mask)
     scores = (q @ k.transpose(-2,-1))*q.shape[-1]**-.5 # …,n,m
     if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=-1) @ v
