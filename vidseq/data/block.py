@@ -28,6 +28,7 @@ from ..datasets.hmdb51 import hmdb51, hmdb51_splits
 from ..datasets.ucf101 import ucf101, ucf101_splits
 from ..options import check_options, checks_options, option_names
 from ..video.frame_cache import FrameCache
+from ..video.frame_memmap import FrameMemmap
 
 # %% ../../nbs/37_data.block.ipynb #52789f3a
 @checks_options
@@ -37,7 +38,7 @@ def ClipBlock(seq_len:int=16, # Frames in a clip
               fps:float=None, # Frame rate of folders of frames, for samplers that use seconds
               img_cls=PILImage, # `PILImageBW` for gray frames
               pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
-              cache=None, # Function from a video to the folder of its frames: a `FrameCache`
+              cache=None, # Frames of videos: a `FrameCache` (jpgs) or a `FrameMemmap` (bytes)
              ):
     "Create a `TransformBlock` for clips that are folders of frames or video files"
     tfm = ImageTupleTfm(seq_len, sampler, size, fps, img_cls=img_cls, pattern=pattern, cache=cache)
@@ -66,9 +67,13 @@ def _choose_size(item_tfms, image_size):
     resize.is_default = image_size is None
     return resize,max(resize.size) # which needs no larger frames
 
+_caches = dict(frames=FrameCache, memmap=FrameMemmap)
+
 def _fill_cache(cache, paths, size):
-    "Return `cache`, which is filled first if it is a folder; None for None"
-    return cache if cache is None or isinstance(cache, FrameCache) else FrameCache.fill(cache, paths, size)
+    "Return `cache`, which is filled first if it is a folder or the name of a kind; None for None"
+    if cache is None or isinstance(cache, tuple(_caches.values())): return cache
+    if cache in _caches: return _caches[cache].fill(fastai_path('data')/cache, paths, size)
+    return FrameCache.fill(cache, paths, size)
 
 def _remember_split(dls, rule, group):
     "Store how the clips were split: `dls.group` (see `dls_group`) and `dls.split_rule`, a sentence"
@@ -129,7 +134,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
                 vocab:list=None, # Classes in order; by default all labels, sorted
                 img_cls=PILImage, # `PILImageBW` for gray frames
                 missing_ok:bool=False, # Allow classes without training clips, for a subset of a data set
-                cache:Path=None, # Folder to extract frames to and load them from, or a `FrameCache`
+                cache:Path=None, # 'frames' (jpgs), 'memmap' (bytes), a folder for jpgs, or a filled cache
                 skip_bad:bool=False, # Replace a clip that cannot be read by the next with the same label
                 **kwargs):
     "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"

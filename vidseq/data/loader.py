@@ -11,12 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from fastai.vision.all import L, TensorCategory, TensorMultiCategory, TfmdDL
+from fastai.vision.all import L, SkipItemException, TensorCategory, TensorMultiCategory, TfmdDL
 from fastai.vision.all import delegates, num_distrib, to_detach
 
+from .batch import ClipPipeline, StoredReader, collate
 from .splits import clip_paths
 from .layout import find_clips
-from ..files import list_sorted, preview_list
+from .workers import WorkerPool, copy_batches
+from ..files import check_range, list_sorted, preview_list
 from ..video.decode import VideoError
 
 # %% ../../nbs/36_data.loader.ipynb #d5192371
@@ -42,6 +44,8 @@ def get_clips(path:Path, # Folder of class folders, possibly in `train` and `val
 # %% ../../nbs/36_data.loader.ipynb #eeb26b4c
 _clip_options = dict(skip_bad=(False, 'replace clips'), balanced=(False, 'balance classes'),
                      repeats=(1, 'repeat clips'))
+
+_loader_options = [*_clip_options, 'prefetch', 'persistent_workers']
 
 def check_dl_type(options, # Keyword arguments of the loaders
                   dl_type, # Class of the loaders
@@ -119,18 +123,25 @@ class ClipDL(TfmdDL):
                  skip_bad:bool=False, # Replace a clip that cannot be read by the next with the same label
                  balanced:bool=False, # In training, draw equal numbers of clips of each class in an epoch
                  repeats:int=1, # In training, load each clip this often in an epoch, in the same batch
+                 prefetch:int=2, # Batches that each worker process prepares in advance
+                 persistent_workers:bool=False, # Keep the worker processes for the next epoch
+                 pin_memory:bool=None, # Load into pinned memory; default: for CUDA
                  **kwargs):
+        check_range('prefetch', prefetch, 1)
+        self.prefetch,self.persistent_workers,self._pool = prefetch,persistent_workers,None
         self.skip_bad,self.skipped,self.balanced,self.repeats = skip_bad,L(),balanced,repeats
         # worker processes mark clips as bad, the main process reads the marks
         if skip_bad: self._bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
         self._is_training = kwargs.get('shuffle', False) and getattr(dataset, 'split_idx', None) != 1
         if self._is_training and balanced: self._classes = _clip_classes(dataset)
-        super().__init__(dataset, **kwargs)
+        super().__init__(dataset, pin_memory=pin_memory, persistent_workers=persistent_workers, **kwargs)
+        self.after_batch = ClipPipeline(self.after_batch)
         check_repeats(repeats, self.bs if self._is_training else None)
 
     def new(self, dataset=None, cls=None, **kwargs):
-        options = dict(skip_bad=self.skip_bad, balanced=self.balanced, repeats=self.repeats) | kwargs
+        options = {o: getattr(self, o) for o in _loader_options} | kwargs
         check_dl_type(options, cls)
+        if not issubclass(cls or type(self), ClipDL): options.pop('prefetch')
         res = super().new(dataset, cls, **options)
         res.group = self.group
         return res
@@ -147,9 +158,39 @@ class ClipDL(TfmdDL):
         return repeat_each(idxs, self.repeats, num_distrib())
 
     def __getstate__(self):
+        state = self.__dict__ | dict(_pool=None)
         try: pickle.dumps(self.group)
-        except Exception: return self.__dict__ | dict(group=None) # a lambda
-        return self.__dict__
+        except Exception: return state | dict(group=None) # a lambda
+        return state
+
+    def do_item(self, s):
+        reader = StoredReader.of(self)
+        if reader is None: return super().do_item(s)
+        try: return reader.item(lambda: self.create_item(s), self.after_item, self.after_item.split_idx)
+        except SkipItemException: return None
+
+    def create_batch(self, b):
+        "Collate clips to one tensor; other items as fastai does"
+        is_clips = not self.prebatched and isinstance(b, (list,tuple,L)) and isinstance(b[0], tuple)
+        return collate(b) if is_clips else super().create_batch(b)
+
+    def _has_own_batches(self):
+        "Return whether a class or a user has replaced the functions that form batches"
+        names = 'create_batches','sample'
+        replaced = [o in vars(self) or getattr(type(self), o) is not getattr(TfmdDL, o) for o in names]
+        return any(replaced) or self.bs is None or not isinstance(self.n, int)
+
+    def __iter__(self):
+        if not self.fake_l.num_workers or self._has_own_batches():
+            yield from super().__iter__()
+            return
+        self.randomize()
+        self.before_iter()
+        pool = self._pool or WorkerPool(self, self.prefetch, self.persistent_workers)
+        if self.persistent_workers: self._pool = pool
+        batches = pool.batches(list(self.get_idxs()), self.bs, self.drop_last)
+        for b in copy_batches(batches, self.device): yield self.after_batch(b)
+        self.after_iter()
 
     def to_detach(self, b, cpu=True, gather=True):
         return to_detach(b, cpu, gather=False) # fastai gathers even if each process has its own batches

@@ -24,12 +24,13 @@ from ..data.labels import choose_kind, read_labels
 from ..data.loader import get_clips
 from ..data.samplers import follow_frames, spread_frames
 from ..data.splits import clip_paths, dls_group, known_group
+from ..file_index import file_key
 from ..files import atomic_file, check_range, preview_list
 from ..models.pretrained import default_size
 from ..models.streams import StreamEncoder, check_streams, default_streams, frames_per_step, later_frames
 from ..options import checks_options
 from ..parallel import parallel_iter, progress
-from .features import Features, FeatureStore, file_key
+from .features import Features, FeatureStore
 from .outputs import labels_of
 from ..video.decode import VideoError
 

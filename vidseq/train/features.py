@@ -6,118 +6,47 @@
 __all__ = ['Features', 'nearest']
 
 # %% ../../nbs/56_train.features.ipynb #1d906316
-import hashlib, itertools, json, math, mmap, os
-from contextlib import contextmanager, suppress
+import itertools, math, mmap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import DataLoader, DataLoaders, L
-from filelock import FileLock, Timeout
 
 from ..data.labels import choose_kind, flatten_labels, read_labels
 from ..data.splits import known_group
+from ..file_index import FileIndex
 from ..files import preview_list
 
 # %% ../../nbs/56_train.features.ipynb #e3f27c3a
-def _size_and_time(entry):
-    try: stat = entry.stat()
-    except OSError: return None, None # a broken link
-    return stat.st_size, stat.st_mtime_ns
-
-def _folder_digest(path):
-    "Return the number of files in a folder and a digest of their names, sizes and times"
-    with os.scandir(path) as entries: files = sorted((o.name, *_size_and_time(o)) for o in entries)
-    return [len(files), hashlib.sha256(repr(files).encode(errors='surrogateescape')).hexdigest()]
-
-def file_key(path # Video or folder of frames
-            )->list: # Data for JSON; None if it cannot be read
-    "Return what changes when a video or one of the frames in a folder does: sizes and times"
-    try:
-        stat = os.stat(path)
-        return _folder_digest(path) if os.path.isdir(path) else [stat.st_size, stat.st_mtime_ns]
-    except (OSError,ValueError): return None # ValueError: a null character in the path
-
-class FeatureStore:
-    "Keep an array of one shape for each of many clips on disk"
+class FeatureStore(FileIndex):
+    "Keep an array of one shape for each of many clips on disk; the place of a clip is its row"
     def __init__(self, folder:Path, # Created if missing
                  shape:tuple, # Shape of the array of a clip
                  dtype='float32'):
-        self.folder,self.shape,self.dtype = Path(folder),tuple(shape),np.dtype(dtype)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.data,self.index = self.folder/'features.bin',self.folder/'index.jsonl'
+        self.shape,self.dtype = tuple(shape),np.dtype(dtype)
         self.row_bytes = math.prod(self.shape)*self.dtype.itemsize
-        self.used = set() # rows in the index, also those of clips that have changed since
-        self.rows = self._read_index() # path -> row, key
-
-    @contextmanager
-    def lock(self, timeout:float=-1 # Seconds to wait for other processes; -1: as long as they take
-            ): # Whether this process can add clips
-        "Let one process at a time add clips; read what others have added"
-        lock = FileLock(self.folder/'.vidseq.lock')
-        is_mine = self._acquire(lock, timeout)
-        try:
-            self.rows = self._read_index()
-            yield is_mine
-        finally: lock.release()
-
-    def _acquire(self, lock, timeout):
-        with suppress(Timeout): return bool(lock.acquire(timeout=0))
-        print(f'{self.folder}: another process adds features. Waiting for it.', flush=True)
-        with suppress(Timeout): return bool(lock.acquire(timeout=timeout))
-        return False
+        super().__init__(folder, 'features.bin')
 
     def _n_rows(self): return self.data.stat().st_size//self.row_bytes if self.data.exists() else 0
 
-    def _read_index(self):
-        "Return the row and the key of each path; ignore lines and rows that were not written completely"
-        lines = self.index.read_bytes().split(b'\n')[:-1] if self.index.exists() else []
-        rows,n_rows = {},self._n_rows()
-        for line in lines:
-            try:
-                path,row,key = json.loads(line)
-                if row >= n_rows: continue
-            except (ValueError,TypeError): continue
-            rows[path] = row,key
-            self.used.add(row)
-        return rows
-
-    def find(self, paths, # Absolute paths as text
-             keys, # Result of `file_key` for each
-            )->list: # Row of each; None: missing or changed
-        "Return the rows of clips"
-        found = [self.rows.get(o, (None,None)) for o in paths]
-        return [row if key is not None and old == key else None for (row,old),key in zip(found, keys)]
+    def is_written(self, place): return place < self._n_rows()
 
     def free_rows(self):
         """Yield the numbers of rows that were never written, in order
 
         The old rows of changed clips remain: they may be in use."""
-        return (row for row in itertools.count() if row not in self.used)
+        used = set(self.used)
+        return (row for row in itertools.count() if row not in used)
 
     def write(self, path, key, row, array):
         "Store the array of a clip in `row`"
         array = np.ascontiguousarray(array, self.dtype)
         if array.shape != self.shape: raise ValueError(
             f'{path}: features of shape {array.shape}, not {self.shape}. The encoder must return one shape.')
-        self._write_at(row*self.row_bytes, array)
-        self._append(json.dumps([path, row, key]))
-        self.rows[path] = row,key
-        self.used.add(row)
-
-    def _write_at(self, start, array):
-        with open(self.data, 'r+b' if self.data.exists() else 'w+b') as f: # raises if the disk is full
-            f.seek(start)
-            f.write(array)
-
-    def _append(self, line):
-        "Append a line to the index; end a line that a killed process left incomplete"
-        with open(self.index, 'a+b') as f:
-            if f.tell():
-                f.seek(-1, os.SEEK_END)
-                if f.read(1) != b'\n': line = '\n'+line
-            f.write(line.encode('ascii')+b'\n')
+        self.write_at(row*self.row_bytes, array)
+        self.add(path, key, row)
 
     def array(self):
         "Return all rows as a memory-mapped array rows,…"

@@ -150,10 +150,12 @@ def video_info(path:str|Path # Video file
     return AttrDict(_video_info(path))
 
 # %% ../../nbs/11_video.info.ipynb #7b958409
-def decode_video(path, each=None, size=None):
+def decode_video(path, each=None, size=None,
+                 format='bgr24', # Pixel format; FFmpeg scales to BGR faster than to RGB
+                ):
     "Decode a video like `scan_video`; return `fps`, `variable_rate` and `times` too, as `video_info` does"
-    to_bgr = FrameConverter(path, size, 'bgr24') # FFmpeg scales to BGR faster than to RGB
-    pts,header,missing = _decode_all(path, (lambda i,frame: each(i, to_bgr(frame))) if each else noop)
+    convert = FrameConverter(path, size, format)
+    pts,header,missing = _decode_all(path, (lambda i,frame: each(i, convert(frame))) if each else noop)
     timing = _constant_timing(header) | _variable_timing(pts, header)
     return AttrDict(timing, frames=len(pts), declared=header['declared'], missing=missing)
 
