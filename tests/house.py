@@ -13,8 +13,8 @@ from pathlib import Path
 
 MAX_WIDTH, MAX_BODY, MAX_LINES = 110, 25, 300
 # Package -> first digit of its notebooks; a package imports those before it
-DIGITS = dict(files=0, parallel=0, options=0, video=1, datasets=2, data=3, models=4, train=5, evaluate=6,
-              deploy=7, report=8, commands=9, cli=9)
+DIGITS = dict(files=0, parallel=0, options=0, file_index=0, video=1, datasets=2, data=3, models=4, train=5,
+              evaluate=6, deploy=7, report=8, commands=9, cli=9)
 PACKAGES = list(DIGITS)
 
 # What the field does not say, as regular expressions, and what to write instead

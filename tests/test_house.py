@@ -86,7 +86,8 @@ def test_the_map_shows_the_packages():
         numbers.setdefault(module.split('.')[0], set()).add(number[0])
     def row(package, imported):
         digit = ''.join(sorted(numbers[package]))
-        notebooks = {'files': '00', 'parallel': '01', 'options': '02', 'cli': '90'}.get(package, f'{digit}x')
+        single = dict(files='00', parallel='01', options='02', file_index='03', cli='90')
+        notebooks = single.get(package, f'{digit}x')
         names = ', '.join(f'`{o}`' for o in imported)
         return f'| `{package}` | {notebooks} | {names or "nothing"} |'
     rows = [row(*o) for o in house.package_imports(root).items()]

@@ -13,8 +13,8 @@ from fastai.vision.all import (Datasets, IntToFloatTensor, Normalize, PILImage, 
                                ResizeMethod, Tensor, TensorBase, TensorImage, ToTensor, default_collate,
                                fa_collate)
 
-from vidseq.data.clip import ImageTuple, StoredClip, clip_tfm
-from vidseq.video.frame_memmap import FrameMemmap
+from vidseq.data.clip import ImageTuple, clip_tfm, stored_images
+from vidseq.video.frame_memmap import FrameMemmap, StoredClip
 
 # %% ../../nbs/33_data.batch.ipynb #71444e40
 class ClipBatch(TensorBase):
@@ -100,7 +100,7 @@ class StoredReader:
         finally: self.tfm.as_stored = False
         if not isinstance(clip, StoredClip): return finish((clip, *rest))
         cropped = self._crop(clip, split_idx)
-        return (cropped, *rest) if cropped else finish((clip.to_images(PILImage), *rest))
+        return (cropped, *rest) if cropped else finish((stored_images(clip, PILImage), *rest))
 
     def _crop(self, clip, split_idx):
         "Return the clip after `Resize`; None if that has to scale"

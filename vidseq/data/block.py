@@ -27,8 +27,7 @@ from .tables import label_reader, read_label_columns, read_paths, read_table, wh
 from ..datasets.hmdb51 import hmdb51, hmdb51_splits
 from ..datasets.ucf101 import ucf101, ucf101_splits
 from ..options import check_options, checks_options, option_names
-from ..video.frame_cache import FrameCache
-from ..video.frame_memmap import FrameMemmap
+from ..video.frame_memmap import fill_cache
 
 # %% ../../nbs/37_data.block.ipynb #52789f3a
 @checks_options
@@ -66,14 +65,6 @@ def _choose_size(item_tfms, image_size):
     resize = Resize(ifnone(image_size, 112))
     resize.is_default = image_size is None
     return resize,max(resize.size) # which needs no larger frames
-
-_caches = dict(frames=FrameCache, memmap=FrameMemmap)
-
-def _fill_cache(cache, paths, size):
-    "Return `cache`, which is filled first if it is a folder or the name of a kind; None for None"
-    if cache is None or isinstance(cache, tuple(_caches.values())): return cache
-    if cache in _caches: return _caches[cache].fill(fastai_path('data')/cache, paths, size)
-    return FrameCache.fill(cache, paths, size)
 
 def _remember_split(dls, rule, group):
     "Store how the clips were split: `dls.group` (see `dls_group`) and `dls.split_rule`, a sentence"
@@ -153,7 +144,7 @@ def _from_items(cls, items, paths, labels, get_x=None, get_y=None,
     repeats = check_repeats(kwargs.get('repeats', 1))
     if bs is None: bs = default_batch_size(len(splits[0]), largest_bs, repeats)
     item_tfms,size = _choose_size(item_tfms, image_size)
-    clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern, _fill_cache(cache, paths, size))
+    clip_block = ClipBlock(seq_len, sampler, size, fps, img_cls, pattern, fill_cache(cache, paths, size))
     if skip_bad: splits = readable_first(splits, paths, compose(*clip_block.type_tfms))
     dblock = DataBlock((clip_block, block),
                        get_x=get_x, get_y=LabelGetter(get_y, kind),

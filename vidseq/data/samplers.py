@@ -6,9 +6,12 @@
 __all__ = ['first_frames', 'spread_frames', 'follow_frames', 'window_frames']
 
 # %% ../../nbs/30_data.samplers.ipynb #af702fa0
-import math, random
+import inspect, math, random
+from functools import lru_cache
 
 import numpy as np
+
+from ..options import check_options, option_names
 
 # %% ../../nbs/30_data.samplers.ipynb #ff3f8b11
 _subframe = 2**20 # subdivisions of a frame; sums of multiples of 2**-20 are exact in floating point
@@ -150,3 +153,25 @@ def slot_frames(times, # Sorted seconds of the frames, from 0
     slots = np.arange(starts[-1]+1)
     frames = np.searchsorted(starts, slots) # the first that starts in the slot, or the next one
     return (frames - (starts[frames] > slots)).tolist()
+
+# %% ../../nbs/30_data.samplers.ipynb #07934869
+@lru_cache(maxsize=100)
+def accepted_kwargs(sampler):
+    "Return the names of the keyword arguments that `sampler` accepts"
+    preset = getattr(sampler, 'keywords', {}) # those of a `partial`
+    return [k for k in inspect.signature(sampler).parameters if k not in preset]
+
+@lru_cache(maxsize=100)
+def means_seconds(sampler):
+    "Return whether `sampler` chooses frames by time: it has `fps`, and `seconds` are given"
+    parameters = inspect.signature(sampler).parameters # with the arguments of a `partial` as defaults
+    seconds = parameters.get('seconds')
+    return 'fps' in parameters and (seconds is None or seconds.default is not None)
+
+def check_sampler(sampler):
+    "Raise `ValueError` unless `sampler` is a function, and a `partial` of one sets arguments that it has"
+    if not callable(sampler):
+        raise ValueError(f'sampler: {sampler!r:.80} is not a function. Give one, e.g. `window_frames`.')
+    f = getattr(sampler, 'func', sampler) # that of a `partial`
+    accepted = option_names(f)
+    if accepted: check_options(getattr(f, '__name__', 'sampler'), getattr(sampler, 'keywords', {}), accepted)

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastai.data.external import fastai_path
 from fastcore.all import AttrDict, L
 
 from vidseq.file_index import FileIndex, file_key
 from vidseq.files import check_range, preview_list
 from vidseq.parallel import parallel_iter
 from vidseq.video.decode import VideoError
+from vidseq.video.frame_cache import FrameCache
 from vidseq.video.info import decode_video, video_info
 
 # %% ../../nbs/13_video.frame_memmap.ipynb #c4c4baad
-def _spread(n, n_frames):
+def _kept_frames(n, n_frames):
     "Return the numbers of `n_frames` of `n` frames, evenly spaced"
     if n_frames is None or n_frames >= n: return range(n)
     return np.linspace(0, n-1, n_frames).round().astype(int)
@@ -32,7 +34,7 @@ def _decode_frames(path, size, n_frames):
     All frames are decoded, so that a damaged file is found."""
     try:
         info = video_info(path)
-        wanted = {int(i): k for k,i in enumerate(_spread(info.frames, n_frames))}
+        wanted = {int(i): k for k,i in enumerate(_kept_frames(info.frames, n_frames))}
         frames = []
         def keep(i, frame):
             if i in wanted: frames.append(frame[...,:3].transpose(2,0,1)) # H,W,3 or H,W,4 -> 3,H,W
@@ -41,6 +43,24 @@ def _decode_frames(path, size, n_frames):
     times = found.times and [found.times[i] for i in wanted if i < found.frames]
     fps = found.fps*len(frames)/max(found.frames, 1)
     return np.stack(frames), dict(frames=len(frames), fps=fps, times=times, missing=found.missing)
+
+class StoredClip:
+    "Hold a clip of a `FrameMemmap` whose pixels are not read yet"
+    def __init__(self, video, # All frames n,3,H,W
+                 idxs, # Numbers of the frames of the clip
+                ):
+        self.video,self.idxs = video,idxs
+
+    @property
+    def shape(self): return len(self.idxs), *self.video.shape[1:] # T,3,H,W
+
+    @property
+    def frames(self): return [self.video[i] for i in self.idxs]
+
+    def crop(self, x, y, w, h): return StoredClip(self.video[:,:,y:y+h,x:x+w], self.idxs)
+
+    def copy_to(self, out): # uint8 T,3,H,W
+        for row,i in zip(out, self.idxs): row[:] = self.video[i]
 
 class FrameMemmap(FileIndex):
     "Read the frames of videos from one memory-mapped file of bytes"
@@ -117,3 +137,15 @@ class FrameMemmap(FileIndex):
     def videos(self):
         "Return the paths of the videos in `report` that have frames"
         return L(self.report.file[self.report.reason == ''].tolist()).map(Path)
+
+# %% ../../nbs/13_video.frame_memmap.ipynb #99165d59
+_caches = dict(frames=FrameCache, memmap=FrameMemmap)
+
+def fill_cache(cache, # Kind of a cache in fastai's data folder, a folder for jpgs, a filled cache, or None
+               paths, # Paths of videos
+               size, # Short side of the frames in pixels
+              ): # `FrameCache` or `FrameMemmap`; None for None
+    "Return a cache that has the frames of the videos"
+    if cache is None or isinstance(cache, tuple(_caches.values())): return cache
+    if cache in _caches: return _caches[cache].fill(fastai_path('data')/cache, paths, size)
+    return FrameCache.fill(cache, paths, size)
