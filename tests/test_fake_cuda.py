@@ -20,7 +20,6 @@ from torchvision.models.video import mc3_18, mvit_v1_b, mvit_v2_s, r2plus1d_18, 
 from vidseq.data.block import VideoDataLoaders
 from vidseq.datasets.shapes import moving_shapes
 from vidseq.evaluate.interpret import class_activation
-from vidseq.models.attention import attention
 from vidseq.models.config import models
 from vidseq.models.conv3d import Conv3dModel, VideoModel
 from vidseq.models.encoders import small_cnn
@@ -227,17 +226,7 @@ def test_masked_frames(dtype):
     for name in ('timesformer','timesformer_checkpoint'): assert not run(name, dtype, masked=True)
 
 
-# Attention with many groups, and gradients of recurrent layers in eval mode
-
-@pytest.mark.parametrize('masked', [None, 'all', 'each'])
-def test_attention_of_many_groups(monkeypatch, masked):
-    "Divide more groups than a GPU accepts; the results are those of one call"
-    q,k,v = torch.randn(3, 7,2,20,8)
-    mask = dict(all=torch.rand(1,1,1,20) > .3, each=torch.rand(7,1,1,20) > .3).get(masked)
-    want = attention(q, k, v, mask)
-    monkeypatch.setattr('vidseq.models.attention._max_groups', 3)
-    torch.testing.assert_close(attention(q, k, v, mask), want)
-
+# Gradients of recurrent layers in eval mode
 
 def test_gradients_of_rnns_without_cudnn(monkeypatch, tmp_path):
     "Heat maps turn off cuDNN for models with a recurrent layer: its backward pass needs train mode"

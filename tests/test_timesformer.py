@@ -16,6 +16,7 @@ from vidseq.data.samplers import window_frames
 from vidseq.data.splits import leaked_groups
 from vidseq.datasets.shapes import moving_shapes
 from vidseq.deploy.export import export_onnx, export_program
+from vidseq.models.attention import _max_groups, attention
 from vidseq.models.frame_models import clip_splitter
 from vidseq.models.timesformer import small_timesformer, TimeSformer
 from vidseq.models.layer_groups import layer_splitter
@@ -141,6 +142,55 @@ def test_half_precision_as_the_package(dtype):
         with torch.autocast('cpu', dtype): outs = ours(x),theirs(x)
         errors += torch.stack([(o.double()-want).norm() for o in outs])
     assert errors[0] <= 1.1*errors[1], errors
+
+
+@pytest.fixture
+def count_groups(monkeypatch):
+    "Limit the groups of one call of torch's attention on a CPU, as on a GPU; return the counts of all calls"
+    counts,fused = [],F.scaled_dot_product_attention
+    def count(q, *args, **kwargs):
+        counts.append(q.shape[:-2].numel())
+        return fused(q, *args, **kwargs)
+    def limit(n):
+        monkeypatch.setitem(_max_groups, 'cpu', n)
+        return counts
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', count)
+    return limit
+
+
+masks = {'none': None, 'keys': (1,20), 'all': (1,1,1,20), 'clips': (7,1,1,20), 'queries': (7,3,30,20)}
+
+
+@pytest.mark.parametrize('shape', masks.values(), ids=masks)
+@pytest.mark.parametrize('limit', [1, 5, 6, 20, 21, 100])
+def test_attention_in_parts(limit, shape, count_groups):
+    "Compare outputs and gradients of 7 clips of 3 groups with those of one call"
+    torch.manual_seed(0)
+    q,k,v = (torch.randn(7,3,n,8, dtype=torch.float64, requires_grad=True) for n in (30,20,20))
+    mask = None if shape is None else torch.rand(shape) < .7
+    if mask is not None: mask[...,0] = True
+    def results():
+        out = attention(q, k, v, mask)
+        return [out, *torch.autograd.grad(out.square().sum(), (q,k,v))]
+    want = results()
+    counts = count_groups(limit)
+    counts.clear()
+    for got,o in zip(results(), want, strict=True): near(got, o, 1e-12)
+    assert sum(counts) == 21 and max(counts) <= max(limit, 3) # the heads of a clip are never divided
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('masked', [None, mask])
+def test_models_with_attention_in_parts(masked, count_groups):
+    nets = TimeSformer(6, **small),TimeSformerViT(patch8_vit, 6, pretrained=False)
+    ours,vit = (noisy(o, .1).eval().double() for o in nets)
+    x = uniform_clips().double()
+    want = ours(x, mask=masked),vit(x)
+    counts = count_groups(6) # of 3 clips, 4 frames, 16 patches, 2 heads
+    counts.clear()
+    near(ours(x, mask=masked), want[0], 1e-12)
+    near(vit(x), want[1], 1e-12)
+    assert max(counts) <= 3*4*2 and counts.count(6) > 50 # torchvision attends over space without a limit
 
 
 @pytest.mark.parametrize(['kw', 'shape', 'message'], [

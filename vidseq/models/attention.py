@@ -43,16 +43,18 @@ def _is_formula_faster(q, k):
     if q.device.type != 'cpu' or torch.compiler.is_exporting(): return False
     return k.shape[-2] <= _formula_max_keys.get(q.dtype, 0)
 
-_max_groups = 65_535 # of a kernel of CUDA: the largest second and third dimension of a grid
+_max_groups = dict(cuda=2**16-1) # of one call, on a type of device: the size of the batch times heads
 
 def _fused_attention(q, k, v, mask):
-    "Call torch's kernel, several times for more groups in the first dimension than a GPU accepts"
-    if len(q) <= _max_groups: return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    def parts(o):
-        is_shared = o is None or o.ndim < q.ndim or len(o) == 1
-        return [o]*-(-len(q)//_max_groups) if is_shared else o.split(_max_groups)
-    return torch.cat([F.scaled_dot_product_attention(*o, attn_mask=m)
-                      for *o,m in zip(*map(parts, (q,k,v,mask)))])
+    "Call torch's fused kernel, with parts of the batch if it does not accept all groups in one call"
+    limit,groups = _max_groups.get(q.device.type),q.shape[:-2]
+    if limit is None or torch.compiler.is_exporting() or groups.numel() <= limit:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    n = max(limit//groups[1:].numel(), 1) # items in a part
+    has_batch = mask is not None and mask.ndim == q.ndim and len(mask) > 1
+    masks = mask.split(n) if has_batch else [mask]*len(q)
+    parts = zip(q.split(n), k.split(n), v.split(n), masks)
+    return torch.cat([F.scaled_dot_product_attention(*qkv, attn_mask=o) for *qkv,o in parts])
 
 def attention(q:torch.Tensor, # …,n,d
               k:torch.Tensor, # …,m,d
