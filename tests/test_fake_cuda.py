@@ -17,9 +17,6 @@ from torch.utils._pytree import tree_leaves
 from torchvision.models import VisionTransformer, resnet18
 from torchvision.models.video import mc3_18, mvit_v1_b, mvit_v2_s, r2plus1d_18, r3d_18, s3d, swin3d_t
 
-from vidseq.data.block import VideoDataLoaders
-from vidseq.datasets.shapes import moving_shapes
-from vidseq.evaluate.interpret import class_activation
 from vidseq.models.config import models
 from vidseq.models.conv3d import Conv3dModel, VideoModel
 from vidseq.models.encoders import small_cnn
@@ -29,7 +26,6 @@ from vidseq.models.layers import AttentionPool
 from vidseq.models.streams import StreamModel, streams
 from vidseq.models.timesformer import TimeSformer, small_timesformer
 from vidseq.models.vit import DividedBlock, JointBlock, PaperBlock, SpaceBlock, TimeSformerViT
-from vidseq.train.learner import video_learner
 
 
 # A GPU without a GPU
@@ -224,22 +220,3 @@ def test_models(name, dtype): assert run(name, dtype) == copies_of_torchvision.g
 @precisions
 def test_masked_frames(dtype):
     for name in ('timesformer','timesformer_checkpoint'): assert not run(name, dtype, masked=True)
-
-
-# Gradients of recurrent layers in eval mode
-
-def test_gradients_of_rnns_without_cudnn(monkeypatch, tmp_path):
-    "Heat maps turn off cuDNN for models with a recurrent layer: its backward pass needs train mode"
-    found = []
-    def forward(self, x):
-        found.append(torch.backends.cudnn.enabled)
-        return usual(self, x)
-    usual = nn.LSTM.forward
-    monkeypatch.setattr(nn.LSTM, 'forward', forward)
-    videos = moving_shapes(tmp_path/'shapes', n_groups=2, n_clips=1, seconds=.2, size=(24,24), n_workers=0)
-    dls = VideoDataLoaders.from_folder(videos, seq_len=3, image_size=16, bs=2, num_workers=0)
-    learn = video_learner(dls, partial(RNNModel, small_cnn, hidden_size=4), pretrained=False)
-    x = torch.rand(1,3,3,16,16)
-    assert class_activation(learn, x, 0).shape == (3,16,16)
-    assert found == [False]
-    assert torch.backends.cudnn.enabled

@@ -6,7 +6,7 @@
 __all__ = ['ClipInterpretation', 'frame_importance', 'class_activation', 'explain', 'explain_gif']
 
 # %% ../../nbs/61_evaluate.interpret.ipynb #8eed0836
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +69,12 @@ class ClipInterpretation(ClassificationInterpretation):
 
 # %% ../../nbs/61_evaluate.interpret.ipynb #e228213d
 def _to_batch(learn, clip):
-    "Return a path or an `ImageTuple` as a batch 1,T,C,H,W, transformed; a tensor unchanged"
+    "Return a path or an `ImageTuple` as a transformed batch 1,T,C,H,W, or a tensor, on the learner's device"
     if isinstance(clip, torch.Tensor): return clip.detach().to(learner_device(learn))
     items = [clip_path(clip) if isinstance(clip, (str,Path)) else clip]
     batch = learn.dls.test_dl(items, num_workers=0).one_batch()
     frames = batch[0] if isinstance(batch[0], (tuple,list)) else batch
-    return stack_frames(frames).as_subclass(torch.Tensor)
+    return stack_frames(frames).as_subclass(torch.Tensor).to(learner_device(learn))
 
 def _target_index(learn, target, outputs):
     "Return the index of the output `target`, a name or index; default: the predicted class or first number"
@@ -136,10 +136,15 @@ def _grad_cam(score, maps, encoder):
     if isinstance(encoder, StreamEncoder): heat = encoder.frame_maps(heat)
     return heat if maps.ndim == 5 else heat[None]
 
-def _rnn_gradients(model):
-    "Return a context in which recurrent layers have gradients in eval mode, which those of cuDNN have not"
-    has_rnn = any(isinstance(o, nn.RNNBase) for o in model.modules())
-    return torch.backends.cudnn.flags(enabled=False) if has_rnn else nullcontext()
+@contextmanager
+def _differentiable_rnns(model):
+    "Let recurrent layers in eval mode compute gradients, which cuDNN does in training mode only: no dropout"
+    rnns = [o for o in model.modules() if isinstance(o, nn.RNNBase) and not o.training]
+    dropouts = [o.dropout for o in rnns]
+    for o in rnns: o.training,o.dropout = True,0.
+    try: yield
+    finally:
+        for o,p in zip(rnns, dropouts): o.training,o.dropout = False,p
 
 def _input_gradients(score, x):
     "Return the absolute gradients 1,T,H,W of a score with respect to the frames 1,T,C,H,W"
@@ -154,12 +159,11 @@ def class_activation(learn:Learner, # Trained learner
 
     Raises `ValueError` if the learner has no such output."""
     x,model = _to_batch(learn, clip).requires_grad_(),ready_model(learn)
-    with _rnn_gradients(model):
-        outputs,maps = _last_feature_maps(model, x)
-        decode_outputs(learn, outputs) # checks them
-        score = outputs.reshape(-1)[_target_index(learn, target, outputs[0])]
-        encoder = getattr(model, 'encoder', None)
-        heat = _input_gradients(score, x) if maps is None else _grad_cam(score, maps, encoder)
+    with _differentiable_rnns(model): outputs,maps = _last_feature_maps(model, x)
+    decode_outputs(learn, outputs) # checks them
+    score = outputs.reshape(-1)[_target_index(learn, target, outputs[0])]
+    encoder = getattr(model, 'encoder', None)
+    heat = _input_gradients(score, x) if maps is None else _grad_cam(score, maps, encoder)
     heat = F.interpolate(heat[None], (x.shape[1], *x.shape[-2:]), mode='trilinear') # 1,1,t,h,w -> 1,1,T,H,W
     heat = heat[0,0].detach().cpu()
     return heat/heat.max().clip(min=1e-12)
