@@ -175,7 +175,9 @@ kinds |= {o.__name__: partial(VideoModel, o, pretrained=False)
 kinds |= {f'stream_{o}_{grid}': partial(StreamModel, small_cnn, pretrained=False, grid=grid,
                                         members=[dict(head=o, stream=s) for s in streams])
           for o in heads for grid in (1,2)}
-sizes = dict(timm_vit=224, s3d=64, small_timesformer=32)
+kinds |= {f'vit_resized_{nearest}': partial(TimeSformerViT, vit, pretrained=False, nearest=nearest)
+          for nearest in (False,True)}
+sizes = dict(timm_vit=224, s3d=64, vit_resized_False=64, vit_resized_True=64)
 # torchvision makes the table of relative positions of MViTv2 on the host
 copies_of_torchvision = dict(mvit_v2_s={'aten.index','aten.index_put'})
 
