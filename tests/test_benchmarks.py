@@ -27,6 +27,7 @@ def errors(tables):
     return found
 
 
+@pytest.mark.slow
 def test_cheap_checks_run():
     readme = benchmarks/'README.md'
     before = readme.read_text(encoding='utf-8')

@@ -182,6 +182,7 @@ dls = VideoDataLoaders.from_folder(sys.argv[1], seq_len=64, image_size=16, bs=8,
 for _ in range(3): print(sum(len(y) for _,y in dls.train))
 '''
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs limits of POSIX')
 def test_few_file_descriptors(videos):
     "64 frames a clip, in batches from two workers, with 256 open files"
