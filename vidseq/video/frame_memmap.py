@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/13_video.frame_memmap.ipynb #e77f9d39
 import math, os
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +93,7 @@ class FrameMemmap(FileIndex):
         start,shape,facts = place
         end = start+math.prod(shape)
         if self.memory is None or len(self.memory) < end:
-            self.memory = np.asarray(np.memmap(self.data, np.uint8, 'r'))
+            self.memory = np.asarray(np.memmap(self.data, np.uint8, 'c')) # torch warns of read-only arrays
         return self.memory[start:end].reshape(shape), AttrDict(facts)
 
     def __getstate__(self): return vars(self) | dict(memory=None)
@@ -124,13 +125,15 @@ class FrameMemmap(FileIndex):
         keys,failed = [file_key(o) for o in videos],{}
         todo = [i for i,o in enumerate(self.find(videos, keys)) if o is None]
         decode = partial(_decode_frames, size=self.size, n_frames=self.n_frames)
-        for n,res in parallel_iter(decode, [videos[i] for i in todo], executor, n_workers, name='decoded'):
-            i = todo[n]
-            if isinstance(res, VideoError):
-                failed[videos[i]] = res
-                continue
-            self.write(videos[i], keys[i], *res)
-            if res[1]['missing']: print(f'Incomplete: {videos[i]}: {res[1]["missing"]}.')
+        missing = [videos[i] for i in todo]
+        with closing(parallel_iter(decode, missing, executor, n_workers, name='decoded')) as done:
+            for n,res in done:
+                path,key = videos[todo[n]],keys[todo[n]]
+                if isinstance(res, VideoError):
+                    failed[path] = res
+                    continue
+                self.write(path, key, *res)
+                if res[1]['missing']: print(f'Incomplete: {path}: {res[1]["missing"]}.')
         return failed
 
     @property
