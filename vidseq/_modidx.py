@@ -1546,6 +1546,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vidseq/models/layers.py'),
                                       'vidseq.models.layers._ConvLSTMLayer.forward': ( 'models.layers.html#_convlstmlayer.forward',
                                                                                        'vidseq/models/layers.py'),
+                                      'vidseq.models.layers._as_plain': ('models.layers.html#_as_plain', 'vidseq/models/layers.py'),
                                       'vidseq.models.layers._buffers_by_path': ( 'models.layers.html#_buffers_by_path',
                                                                                  'vidseq/models/layers.py'),
                                       'vidseq.models.layers._clone_tensors': ( 'models.layers.html#_clone_tensors',

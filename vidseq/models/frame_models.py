@@ -22,8 +22,7 @@ class _FrameModel(Module):
         self.subtract_mean = subtract_mean
         return encoder.n_features
 
-    def _encode(self, x): # Clip -> B,T,F or B,T,F,h,w
-        x = stack_frames(x)
+    def _encode(self, x): # B,T,C,H,W -> B,T,F or B,T,F,h,w
         return self.encoder(subtract_mean(x) if self.subtract_mean else x)
 
 def _check_pooling(pool, per_frame):
@@ -50,7 +49,7 @@ class SimpleModel(_FrameModel):
         apply_init(self.head, nn.init.kaiming_normal_)
 
     def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
-        feats = self._encode(x) # B,T,F
+        feats = self._encode(stack_frames(x)) # B,T,F
         logits = self.head(feats) # B,T,n_out
         if self.per_frame: return logits
         return self.pool(feats, logits) if self.pool else logits.mean(dim=1)
@@ -95,7 +94,7 @@ class RNNModel(_RecurrentModel):
         self._make_head(num_rnn_layers*n_state, n_state, n_out, dropout, pool, per_frame)
 
     def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
-        return self._classify(*run_rnn(self.rnn, self._encode(x)))
+        return self._classify(*run_rnn(self.rnn, self._encode(stack_frames(x))))
 
 # %% ../../nbs/44_models.frame_models.ipynb #adaa52bf
 @records_config
@@ -119,7 +118,7 @@ class ConvLSTMModel(_RecurrentModel):
         self._make_head(2*hidden_size, 2*hidden_size, n_out, dropout, pool, per_frame)
 
     def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
-        maps,_ = self.rnn(self._encode(x)) # B,T,F,h,w
+        maps,_ = self.rnn(self._encode(stack_frames(x))) # B,T,F,h,w
         states = torch.cat([maps.amax(dim=(3,4)), maps.mean(dim=(3,4))], dim=2) # B,T,2*F
         return self._classify(states, states[:,-1])
 

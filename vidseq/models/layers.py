@@ -15,10 +15,16 @@ from torch.nn.utils import convert_conv2d_weight_memory_format, convert_conv3d_w
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 # %% ../../nbs/40_models.layers.ipynb #bd2b91d9
+@torch.compiler.disable # one graph break before the first operation; dynamo cannot remove a class of tensors
+def _as_plain(frames): return tuple(o.as_subclass(Tensor) for o in frames)
+
 def stack_frames(x, # Tuple or list of T tensors B,C,H,W, or a tensor B,T,C,H,W
                 )->Tensor: # B,T,C,H,W
     "Stack the frames of a clip along a new dimension 1; return a tensor B,T,C,H,W unchanged"
-    if not isinstance(x, Tensor): x = torch.stack([torch.as_tensor(o).as_subclass(Tensor) for o in x], dim=1)
+    if not isinstance(x, Tensor):
+        x = tuple(x)
+        if any(type(o) is not Tensor for o in x): x = _as_plain(x) # images of fastai
+        x = torch.stack(x, dim=1)
     if x.ndim == 5: return x
     raise ValueError(f'x: has shape {tuple(x.shape)} when stacked, not B,T,C,H,W. '
                      'Pass a tuple of T frames B,C,H,W, or one tensor B,T,C,H,W.')
