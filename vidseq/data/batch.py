@@ -134,10 +134,14 @@ def normalize_bytes(x, # uint8, …,C,H,W
     return torch.addcmul(-norm.mean/norm.std, x.as_subclass(Tensor), scale).as_subclass(type(x))
 
 class ClipPipeline(Pipeline):
-    "Apply batch transforms to whole batches as long as they treat all pixels alike, then to frames"
+    """Apply batch transforms to whole batches as long as they treat all pixels alike, then to frames
+
+    On a CPU, apply all to frames: memory of their size is reused, that of a whole batch is not."""
     def __call__(self, b):
-        is_whole = isinstance(b, tuple) and any(isinstance(o, ClipBatch) for o in b)
-        if not is_whole: return super().__call__(b)
+        clips = [o for o in b if isinstance(o, ClipBatch)] if isinstance(b, tuple) else []
+        if not clips: return super().__call__(b)
+        if clips[0].device.type == 'cpu':
+            return super().__call__(tuple(split_frames(o) if isinstance(o, ClipBatch) else o for o in b))
         n = next((i for i,o in enumerate(self.fs) if not _is_pixelwise(o)), len(self.fs))
         def apply_first(o):
             return (self._apply_whole if isinstance(o, ClipBatch) else self._apply)(o, self.fs[:n])
@@ -156,6 +160,6 @@ class ClipPipeline(Pipeline):
         return split_frames(x)
 
 def _can_fuse(x, fs):
-    "Return whether `normalize_bytes` can replace the first two transforms; a CPU needs the same bits as ever"
-    if x.device.type == 'cpu' or x.dtype != torch.uint8 or len(fs) < 2: return False
+    "Return whether `normalize_bytes` can replace the first two transforms"
+    if x.dtype != torch.uint8 or len(fs) < 2: return False
     return isinstance(fs[0], IntToFloatTensor) and isinstance(fs[1], Normalize)
