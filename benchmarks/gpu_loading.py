@@ -1,7 +1,6 @@
 "The check of gpu.py that measures how fast clips are loaded, and whether loading keeps up with a model."
-import os
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from itertools import islice
 
@@ -13,6 +12,7 @@ from gpu_speed import Step, random_batch, time_steps
 from vidseq.data.block import VideoDataLoaders
 from vidseq.models.encoders import small_cnn
 from vidseq.models.frame_models import SimpleModel
+from vidseq.video.frame_memmap import FrameMemmap
 
 
 def all_for_training(items): return list(range(len(items))),[]
@@ -32,23 +32,10 @@ def clip_loaders(run, n_workers, **kwargs):
         num_workers=n_workers, device=run.device, **kwargs)
 
 
-@contextmanager
-def working_folder(folder):
-    "Change the working folder, and restore it"
-    before = os.getcwd()
-    folder.mkdir(exist_ok=True)
-    os.chdir(folder)
-    try: yield folder
-    finally: os.chdir(before)
-
-
 def memmap_loaders(run, n_workers):
-    "Create loaders with the memory-mapped cache; raise `NotImplementedError` if this version has none"
-    with working_folder(run.folder/'working') as folder:
-        dls = clip_loaders(run, n_workers, cache='memmap')
-        # without this option, `cache` is a folder for jpgs
-        if any(folder.rglob('*.jpg')): raise NotImplementedError("cache='memmap': not available")
-    return dls
+    "Create loaders that read decoded frames from one memory-mapped file"
+    size = batch_size(run)[2]
+    return clip_loaders(run, n_workers, cache=FrameMemmap.fill(run.folder/'memmap', run.clips, size))
 
 
 def clips_a_second(run, dl, n_workers, use=lambda clip,labels: None):
