@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 
 from vidseq.datasets.shapes import moving_shapes
-from vidseq.video.decode import get_videos, read_frames
+from vidseq.video.decode import get_videos
+from vidseq.video.read import read_frames
 from vidseq.video.extract import avi2frames
 from vidseq.video.frame_folder import frames_folder
 from vidseq.video.info import video_info

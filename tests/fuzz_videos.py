@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from make_videos import peak, write
 
-from vidseq.video.decode import read_frames, VideoError
+from vidseq.video.decode import VideoError
+from vidseq.video.read import read_frames
 from vidseq.video.info import scan_video, video_info
 
 # name -> arguments of `write`

@@ -11,7 +11,8 @@ from make_videos import pictures, write
 from hostile import gives, refuses
 from vidseq.data.clip import ImageTuple, ImageTupleTfm
 from vidseq.data.samplers import first_frames, spread_frames, window_frames
-from vidseq.video.decode import VideoError, extract_frames, get_videos, open_video, read_frames
+from vidseq.video.decode import VideoError, extract_frames, get_videos, open_video
+from vidseq.video.read import read_frames
 from vidseq.video.decode import stream_frames, write_video
 from vidseq.video.extract import avi2frames, check_videos, extract_videos
 from vidseq.video.frame_cache import FrameCache

@@ -37,7 +37,7 @@ def _add_video(container, codec, w, h, pix_fmt, rotation, options):
     stream = container.add_stream(codec, rate=25, width=w, height=h, pix_fmt=pix_fmt)
     stream.codec_context.thread_count = 1
     if codec[:3] == 'lib': options = {k.replace('_','-'): v for k,v in options.items()}
-    stream.codec_context.options = options
+    stream.codec_context.options = {k: str(v) for k,v in options.items()}
     if rotation: stream.set_display_rotation(rotation)
     return stream
 

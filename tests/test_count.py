@@ -16,7 +16,8 @@ from vidseq.data.block import VideoDataLoaders
 from vidseq.data.clip import ImageTupleTfm
 from vidseq.data.samplers import first_frames, spread_frames, window_frames
 from vidseq.video import info as info_module
-from vidseq.video.decode import extract_frames, read_frames, VideoError
+from vidseq.video.decode import extract_frames, VideoError
+from vidseq.video.read import read_frames
 from vidseq.video.extract import check_videos, extract_videos
 from vidseq.video.info import scan_video, video_info
 

@@ -24,7 +24,8 @@ from conftest import child_env, run_python
 from vidseq.video.extract import extract_videos
 from vidseq.video.frame_folder import frames_folder
 from vidseq.files import natural_key
-from vidseq.video.decode import extract_frames, get_videos, open_video, read_frames, scaled_size, VideoError
+from vidseq.video.decode import extract_frames, get_videos, open_video, scaled_size, VideoError
+from vidseq.video.read import read_frames
 from vidseq.video.info import scan_video, video_info
 
 alt_ref = dict(auto_alt_ref='1', lag_in_frames='16', b='200k', deadline='good')

@@ -22,10 +22,11 @@ from .samplers import (accepted_kwargs, check_sampler, means_seconds, slot_frame
                                   spread_frames)
 from ..files import atomic_file
 from ..video.cache import is_first, run_folder
-from ..video.decode import EarlyEndError, extract_frames, read_arrays, VideoError
+from ..video.decode import extract_frames, VideoError
 from ..video.frame_memmap import FrameMemmap, StoredClip
 from ..video.frame_folder import frame_files, frame_names, read_unreplaced
 from ..video.info import all_damaged, limit_frames, video_info
+from ..video.read import EarlyEndError, read_arrays
 from ..video.source import read_source
 
 # %% ../../nbs/32_data.clip.ipynb #f288f83d
@@ -246,7 +247,7 @@ class ImageTupleTfm(RandTransform):
         message = f'{path}: {info.missing}. Its clips are taken from the {info.frames} frames that decode.'
         if info.missing and is_first(message): warnings.warn(message, stacklevel=2)
         size = self.size and min(self.size, info.width, info.height)
-        arrays = read_arrays(path, self._numbers_in_time(path, info), size, self.interpolation)
+        arrays = read_arrays(path, self._numbers_in_time(path, info), size, self.interpolation, info)
         return ImageTuple(frame_image(o, self.img_cls) for o in arrays)
 
     def _from_folder(self, folder, path):

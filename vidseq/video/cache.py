@@ -72,7 +72,7 @@ class _FileCache:
         self.memory[path] = record = [key, result]
         with atomic_file(_record_path(self.name, path)) as part: part.write_text(json.dumps(record))
 
-def cached_by_file(shared:bool # Store all results for other processes, at a cost of about 0.1 ms
+def cached_by_file(shared # Store results for other processes, for about 0.1 ms: True, False or a test of one
                   ):
     """Create a decorator that remembers the result of a function of a path, as long as the file is the same
 
@@ -87,7 +87,7 @@ def cached_by_file(shared:bool # Store all results for other processes, at a cos
             if record: return record[1]
             result = f(path)
             if key and age > _mtime_resolution:
-                if shared: cache.store(path, result)
+                if shared(result) if callable(shared) else shared: cache.store(path, result)
                 else: cache.memory[path] = [key, result]
             return result
         cached.store = cache.store

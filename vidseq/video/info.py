@@ -62,14 +62,15 @@ def _header(container, stream):
                 rate=stream.average_rate or stream.guessed_rate, format=container.format.name)
 
 def _read_stream(path):
-    "Return header, first frame, timestamps of the frames (None: to be decoded) and what is missing"
+    """Return header, first frame, timestamps of the frames (None: to be decoded), what is missing and
+    the keyframes at which decoding can start"""
     with open_video(path) as (container, stream):
         log = _FileLog(container, stream)
         try: frame = _first_frame(log)
         except av.FFmpegError as e: raise VideoError(path, f'decoding stopped ({error_text(e)})') from e
         if frame is None: raise VideoError(path, 'no frame could be decoded')
-        counted = (log.pts, log.missing()) if log.count(frame) else (None, '')
-        return _header(container, stream), frame, *counted
+        counted = (sorted(log.pts), log.missing()) if log.count(frame) else (None, '')
+        return _header(container, stream), frame, *counted, log.keys
 
 all_damaged = 'all frames are damaged'
 
@@ -81,7 +82,7 @@ def _describe_missing(log, first_frame, n, n_corrupt):
     return log.missing() or (f'{n_corrupt} of {n} frames are damaged' if n_corrupt else '')
 
 def _decode_all(path, each=noop):
-    "Call `each` with number and frame of a video; return its timestamps, its header and what is missing"
+    "Call `each` with number and frame of a video; return its timestamps, header, what is missing, keyframes"
     pts,first_frame,n_corrupt,error = [],None,0,''
     with open_video(path) as (container, stream):
         log = _FileLog(container, stream)
@@ -95,13 +96,13 @@ def _decode_all(path, each=noop):
             if not pts or not isinstance(e.__cause__, av.FFmpegError): raise # not caused by damage
             error = e.found
         missing = error or _describe_missing(log, first_frame, len(pts), n_corrupt)
-        return pts, _header(container, stream), missing
+        return pts, _header(container, stream), missing, log.keys
 
 @cached_by_file(shared=True)
 def _decoded(path):
-    "Return the timestamps of the frames that decode, and what is missing"
-    pts,_,missing = _decode_all(path)
-    return dict(pts=pts, missing=missing)
+    "Return the timestamps of the frames that decode, what is missing, and the keyframes"
+    pts,_,missing,keys = _decode_all(path)
+    return dict(pts=pts, missing=missing, keys=list(keys.items()))
 
 # %% ../../nbs/11_video.info.ipynb #fae0fd03
 _raw_formats = set('h261 h263 h264 hevc vvc m4v mpegvideo mjpeg obu'.split()) # without timestamps
@@ -118,28 +119,64 @@ def _variable_timing(pts, header):
     fps = len(pts)/float(times[-1]+interval*time_base)
     return dict(fps=fps, variable_rate=True, times=times.tolist())
 
-# %% ../../nbs/11_video.info.ipynb #d27e984c
-@cached_by_file(shared=False)
-def _video_info(path):
-    "Return the fields of `video_info` as a dict"
-    header,frame,pts,missing = _read_stream(path)
-    timing = _constant_timing(header)
+# %% ../../nbs/11_video.info.ipynb #bb560944
+def _find_unseekable(pts, header, missing):
+    "Return why decoding must begin at the first frame; '' if the timestamps tell the number of each frame"
+    if missing: return 'the file is damaged'
+    if header['format'] in _raw_formats or None in pts: return 'frames without timestamps'
+    is_ordered = all(a < b for a,b in zip(pts, pts[1:]))
+    return '' if is_ordered else 'timestamps that repeat or are not in order'
+
+def _index_frames(pts, keys, header, missing):
+    "Return the index, None without one, and the reason"
+    found = _find_unseekable(pts, header, missing)
+    if found: return None, found
+    numbers = {t: i for i,t in enumerate(pts)}
+    starts = sorted((numbers[t], dts) for t,dts in keys if numbers.get(t))
+    if not starts: return None, 'no later keyframe at which decoding can start'
+    later,dts = zip(*starts)
+    return dict(pts=pts, keyframes=[0, *later], dts=[None, *dts]), ''
+
+# %% ../../nbs/11_video.info.ipynb #73412fd2
+def _scan(path):
+    "Return the fields of `video_info` as a dict, and the index of the frames, None without one"
+    header,frame,pts,missing,keys = _read_stream(path)
+    timing,keys = _constant_timing(header),keys.items()
     if not pts:
-        pts,missing = _decoded(path).values()
+        pts,missing,keys = _decoded(path).values()
         timing |= _variable_timing(pts, header)
+    index,reason = _index_frames(pts, keys, header, missing)
     header = {k: header[k] for k in ('declared','codec')}
     turns = FrameConverter.quarter_turns(frame)
     w,h = (frame.height,frame.width) if turns%2 else (frame.width,frame.height)
     duration = len(pts)/timing['fps'] if timing['fps'] else None
     size = dict(width=w, height=h, rotation=90*turns)
-    return header | timing | size | dict(frames=len(pts), duration=duration, missing=missing)
+    seeking = dict(keyframes=index['keyframes'] if index else [0], unseekable=reason)
+    return header | timing | size | seeking | dict(frames=len(pts), duration=duration, missing=missing), index
 
+_long = 2000 # frames: from here on, reading all packets takes longer than sharing the result
+
+@cached_by_file(shared=lambda info: info['frames'] > _long)
+def _video_info(path):
+    "Return the fields of `video_info` as a dict"
+    info,index = _scan(path)
+    if index: frame_index.store(path, index)
+    return info
+
+@cached_by_file(shared=True)
+def frame_index(path):
+    """Return the timestamps `pts` of the frames in order, the numbers `keyframes` at which decoding can
+    start, and their decoding times `dts`; None for a video that must be decoded from its beginning"""
+    return _scan(path)[1]
+
+# %% ../../nbs/11_video.info.ipynb #9d51dfb0
 def limit_frames(path, n, missing):
     "Let `video_info` return only the first `n` frames of `path`, with the reason `missing`, in all processes"
     info = _video_info(path)
-    duration = n/info['fps'] if info['fps'] else None
-    times = info['times'] and info['times'][:n]
-    _video_info.store(path, info | dict(frames=n, times=times, duration=duration, missing=missing))
+    limited = dict(frames=n, times=info['times'] and info['times'][:n], missing=missing,
+                   duration=n/info['fps'] if info['fps'] else None, keyframes=[0],
+                   unseekable='the file is damaged')
+    _video_info.store(path, info | limited)
 
 # %% ../../nbs/11_video.info.ipynb #3ddcd45e
 def video_info(path:str|Path # Video file
@@ -155,7 +192,7 @@ def decode_video(path, each=None, size=None,
                 ):
     "Decode a video like `scan_video`; return `fps`, `variable_rate` and `times` too, as `video_info` does"
     convert = FrameConverter(path, size, format)
-    pts,header,missing = _decode_all(path, (lambda i,frame: each(i, convert(frame))) if each else noop)
+    pts,header,missing,_ = _decode_all(path, (lambda i,frame: each(i, convert(frame))) if each else noop)
     timing = _constant_timing(header) | _variable_timing(pts, header)
     return AttrDict(timing, frames=len(pts), declared=header['declared'], missing=missing)
 

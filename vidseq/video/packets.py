@@ -225,6 +225,23 @@ _rules = dict(mpeg4=_Mpeg4Rule, mpeg1video=_mpeg2_rule, mpeg2video=_mpeg2_rule, 
               hevc=_hevc_rule, vp8=_vp8_rule, vp9=_vp9_rule, av1=_av1_rule, libdav1d=_av1_rule,
               rawvideo=_intra_rule, ffv1=_intra_rule, prores=_intra_rule, mjpeg=_intra_rule)
 
+# %% ../../nbs/11_video.packets.ipynb #d8d72e1c
+def _starts_at_idr(extradata):
+    "Return whether a packet of H.264 has an IDR picture"
+    n = (extradata[4]&3)+1 if extradata[:1] == b'\1' else 0
+    return lambda packet: any(o[0]&31 == 5 for o in _split_units(bytes(packet), n) or [])
+
+def _starts_at_irap(extradata):
+    "Return whether a packet of H.265 has a picture for random access: BLA, IDR or CRA"
+    n = (extradata[21]&3)+1 if extradata[:1] == b'\1' else 0
+    return lambda packet: any(16 <= o[0]>>1 <= 21 for o in _split_units(bytes(packet), n) or [])
+
+def _starts_anywhere(extradata): return lambda packet: True
+
+_start_rules = dict.fromkeys([*_rules, 'flv','msmpeg4','wmv2','theora'], _starts_anywhere)
+_start_rules |= dict(h264=_starts_at_idr, hevc=_starts_at_irap)
+
+# %% ../../nbs/11_video.packets.ipynb #43d150df
 class PacketLog:
     "Record what the packets of a video stream tell about its frames"
     def __init__(self, stream): # PyAV stream
@@ -232,7 +249,11 @@ class PacketLog:
         self.damaged = 0 # packets that are marked as damaged
         self.last_pts = 0
         make_rule = _rules.get(stream.codec_context.name)
-        self.rule = make_rule and make_rule(stream.codec_context.extradata or b'')
+        extradata = stream.codec_context.extradata or b''
+        self.rule = make_rule and make_rule(extradata)
+        self.keys = {} # timestamps of the keyframes at which decoding can start -> their decoding times
+        make_start = _start_rules.get(stream.codec_context.name)
+        self.is_start = make_start(extradata) if make_start else lambda packet: False
 
     def add(self, packet):
         "Apply the rule of the codec to `packet`; stop trusting the packets if it does not fit"
@@ -241,6 +262,8 @@ class PacketLog:
         if packet.is_corrupt: self.damaged += 1
         pts = packet.pts
         if pts is not None and pts > self.last_pts: self.last_pts = pts
+        if packet.is_keyframe and pts is not None and self.is_start(packet):
+            self.keys[pts] = pts if packet.dts is None else packet.dts
         if not self.rule: return
         starts_late = self.stored == 1 and not packet.is_keyframe
         is_odd = pts is None or starts_late or packet.is_corrupt or packet.is_discard
