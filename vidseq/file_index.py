@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vidseq.files import split_fragment
+
 # %% ../nbs/03_file_index.ipynb #9f9ee706
 def _size_and_time(entry):
     try: stat = entry.stat()
@@ -23,12 +25,13 @@ def _folder_digest(path):
     with os.scandir(path) as entries: files = sorted((o.name, *_size_and_time(o)) for o in entries)
     return [len(files), hashlib.sha256(repr(files).encode(errors='surrogateescape')).hexdigest()]
 
-def file_key(path # Video or folder of frames
+def file_key(path # Video or folder of frames, or a moment of one
             )->list: # Data for JSON; None if it cannot be read
     "Return what changes when a video or one of the frames in a folder does: sizes and times"
+    file,_ = split_fragment(path)
     try:
-        stat = os.stat(path)
-        return _folder_digest(path) if os.path.isdir(path) else [stat.st_size, stat.st_mtime_ns]
+        stat = os.stat(file)
+        return _folder_digest(file) if os.path.isdir(file) else [stat.st_size, stat.st_mtime_ns]
     except (OSError,ValueError): return None # ValueError: a null character in the path
 
 class FileIndex:

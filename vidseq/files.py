@@ -235,3 +235,18 @@ def process_lock(folder:Path # Folder for the results and the lock file; created
     else:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(folder)/'.vidseq.lock', is_singleton=True): yield # blocks can be nested
+
+# %% ../nbs/00_files.ipynb #41b8588e
+_fragment = re.compile(r'(.+)#t=([0-9.]+),([0-9.]+)', re.S)
+
+def split_fragment(path # Path of a file or folder, or of a moment of it
+                  )->tuple: # Path as text without the fragment, and (start, end) in seconds or None
+    "Divide a path with a media fragment: 'film.mp4#t=1,2.5' -> ('film.mp4', (1., 2.5))"
+    found = _fragment.fullmatch(str(path))
+    if not found: return str(path), None
+    try: return found[1], (float(found[2]), float(found[3]))
+    except ValueError: return str(path), None # as '1.2.3'
+
+def source_files(paths)->list: # Text
+    "Return the paths without media fragments"
+    return [split_fragment(o)[0] for o in paths]

@@ -15,7 +15,7 @@ from fastcore.all import L, first
 from .labels import is_missing
 from .rules import run_rule
 from .splits import as_list
-from ..files import preview_list
+from ..files import preview_list, source_files
 from ..video.decode import VideoError
 from ..video.frame_folder import frame_names
 
@@ -34,10 +34,12 @@ def _similar_file(path):
 def check_clips(paths, path, where, pattern=None, skip_bad=False):
     "Raise an error if the list is empty, or if a clip, with `skip_bad` all of them, is missing or empty"
     if not paths: raise ValueError(f'{path}: no clips in the list. Give videos or folders of frames.')
-    bad = [i for i,o in enumerate(paths) if _file_problem(o, pattern)]
+    files = source_files(paths)
+    problems = {o: _file_problem(Path(o), pattern) for o in dict.fromkeys(files)} # a film has many moments
+    bad = [i for i,o in enumerate(files) if problems[o]]
     if not bad or skip_bad and len(bad) < len(paths): return
-    i,first_bad = bad[0],paths[bad[0]]
-    found = _file_problem(first_bad, pattern) + ('' if where(i) == first_bad else f' ({where(i)})')
+    i,first_bad = bad[0],Path(files[bad[0]])
+    found = _file_problem(first_bad, pattern) + ('' if where(i) == paths[i] else f' ({where(i)})')
     todo = (f'{_similar_file(first_bad)}{len(bad)} of {len(paths)} clips are missing or empty '
             f'({preview_list(paths[bad])}). Extract or download them again, or remove them from the list.')
     raise VideoError(first_bad, found, todo)

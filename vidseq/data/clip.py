@@ -6,7 +6,7 @@
 __all__ = ['ImageTuple', 'stored_images', 'ImageTupleTfm']
 
 # %% ../../nbs/32_data.clip.ipynb #c02d8f42
-import base64, io, os, random, warnings
+import base64, io, os, warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,16 @@ from fastcore.xml import Figcaption, Figure, Img, to_xml
 from PIL import features
 
 from .frame import Frame, frame_image, load_frame, to_8_bits
+from .rng import rng_states, set_rng_states
 from .samplers import (accepted_kwargs, check_sampler, means_seconds, slot_frames, slot_rate,
                                   spread_frames)
-from ..files import atomic_file
+from ..files import atomic_file, split_fragment
 from ..video.cache import is_first, run_folder
-from ..video.decode import extract_frames, VideoError
+from ..video.decode import VideoError
 from ..video.frame_memmap import FrameMemmap, StoredClip
 from ..video.frame_folder import frame_files, frame_names, read_unreplaced
 from ..video.info import all_damaged, limit_frames, video_info
+from ..video.moment import Moment, moment_frames
 from ..video.read import EarlyEndError, read_arrays
 from ..video.source import read_source
 
@@ -88,7 +90,7 @@ class ImageTuple(fastuple):
         Frames are paths, PIL images, uint8 arrays (H,W,3, or one array T,H,W,3) or uint8 tensors (C,H,W)."""
         if isinstance(frames, (str,Path)):
             is_folder = Path(frames).is_dir()
-            frames = frame_files(Path(frames), pattern) if is_folder else extract_frames(frames)
+            frames = frame_files(Path(frames), pattern) if is_folder else moment_frames(frames)
         return cls(tuple(map(_as_frame, frames)))
 
     def __getitem__(self, i):
@@ -142,30 +144,6 @@ class ImageTuple(fastuple):
         width,height = to_image(self[0]).size
         caption = Figcaption(f'{len(self)} frames of {width}x{height}')
         return to_xml(Figure(img, caption, style='margin:0'), indent=False)
-
-# %% ../../nbs/32_data.clip.ipynb #b6d72413
-# fastai's transforms draw from NumPy's global generator
-_get_numpy_state,_set_numpy_state = np.random.get_state,np.random.set_state
-
-def rng_states(device=None # Include the state of this device if it is a CUDA device
-              )->dict: # Python values and tensors, which `torch.load(…, weights_only=True)` accepts
-    "Return the random states of Python, NumPy and torch"
-    name,keys,*rest = _get_numpy_state()
-    states = dict(python=random.getstate(), numpy=(name, torch.from_numpy(keys.view(np.int32)), *rest),
-                  torch=torch.get_rng_state())
-    if torch.device(device or 'cpu').type == 'cuda': states['cuda'] = torch.cuda.get_rng_state(device)
-    return states
-
-def set_rng_states(states:dict, # Result of `rng_states`
-                   device=None, # Set its state too if it is a CUDA device and `states` has one, of any GPU
-                  ):
-    "Set the random states of Python, NumPy and torch, and of `device`; ignore that of CUDA elsewhere"
-    name,keys,*rest = states['numpy']
-    random.setstate(states['python'])
-    _set_numpy_state((name, keys.numpy().view(np.uint32), *rest))
-    torch.set_rng_state(states['torch'])
-    if 'cuda' in states and torch.device(device or 'cpu').type == 'cuda':
-        torch.cuda.set_rng_state(states['cuda'], device)
 
 # %% ../../nbs/32_data.clip.ipynb #0055f0e2
 def with_same_rng(f, # Function of a frame
@@ -226,13 +204,14 @@ class ImageTupleTfm(RandTransform):
         "Read only the sampled frames; raise `VideoError` if there are none or they are damaged"
         stored = self._from_memmap(path)
         if stored is not None: return stored if self.as_stored else stored_images(stored, self.img_cls)
-        frames = self.cache(path) if callable(self.cache) else path
+        film,_ = split_fragment(path)
+        frames = self.cache(film) if callable(self.cache) else film
         if not os.path.isfile(frames): # one question: a folder that is being replaced comes and goes
             return ImageTuple(read_unreplaced(frames, lambda: self._from_folder(frames, path)))
-        try: return self._from_video(path)
+        try: return self._from_video(film, path)
         except EarlyEndError as e:
-            limit_frames(path, e.n_frames, e.found)
-            return self._from_video(path)
+            limit_frames(film, e.n_frames, e.found)
+            return self._from_video(film, path)
 
     def _from_memmap(self, path):
         "Return the clip as a `StoredClip`; None without a `FrameMemmap`, or if it lacks the video"
@@ -241,33 +220,41 @@ class ImageTupleTfm(RandTransform):
         frames,facts = found
         return StoredClip(frames, self._numbers_in_time(path, facts))
 
-    def _from_video(self, path):
-        info = video_info(path)
-        if info.missing == all_damaged: raise VideoError(path, all_damaged)
-        message = f'{path}: {info.missing}. Its clips are taken from the {info.frames} frames that decode.'
+    def _from_video(self, film, path):
+        info = video_info(film)
+        if info.missing == all_damaged: raise VideoError(film, all_damaged)
+        message = f'{film}: {info.missing}. Its clips are taken from the {info.frames} frames that decode.'
         if info.missing and is_first(message): warnings.warn(message, stacklevel=2)
         size = self.size and min(self.size, info.width, info.height)
-        arrays = read_arrays(path, self._numbers_in_time(path, info), size, self.interpolation, info)
+        arrays = read_arrays(film, self._numbers_of(path, info), size, self.interpolation, info)
         return ImageTuple(frame_image(o, self.img_cls) for o in arrays)
 
     def _from_folder(self, folder, path):
-        "Read a clip from `folder`, which is `path`, or the place of its frames in the cache"
+        "Read a clip from `folder`, which is the film of `path`, or the place of its frames in the cache"
         if not os.path.isdir(folder): raise VideoError(folder, 'no such file', 'Check the path.')
-        names = frame_names(folder, self.pattern if folder == path else None)
+        film,seconds = split_fragment(path)
+        names = frame_names(folder, self.pattern if str(folder) == film else None)
         if not names:
             fix = 'Extract the frames again, or skip the folder.'
             raise VideoError(folder, 'a folder without frames', fix)
-        idxs = self._numbers_in_time(folder, self._folder_info(folder, len(names)))
+        idxs = self._numbers_of(path, self._folder_info(folder, len(names), bool(seconds)))
         options = self.size,self.img_cls,self.interpolation
         return [load_frame(f'{folder}/{names[i]}', *options) for i in idxs]
 
-    def _folder_info(self, folder, n_frames):
+    def _folder_info(self, folder, n_frames, is_moment):
         "Return the number of frames, and the rate and times that extraction recorded unless `fps` is given"
         info = AttrDict(frames=n_frames, fps=self.fps, times=None)
-        if self.fps or not means_seconds(self.sampler): return info
+        if self.fps or not (is_moment or means_seconds(self.sampler)): return info
         source = read_source(f'{folder}/0.jpg') or {}
         if source.get('frames') != n_frames: return info
         return AttrDict(info, fps=source.get('fps'), times=source.get('times'))
+
+    def _numbers_of(self, path, info):
+        "Return the numbers of the frames of a clip in its film, which `info` is about"
+        moment = Moment.of(path)
+        if moment is None: return self._numbers_in_time(path, info)
+        part = moment.part(info)
+        return [part.first+i for i in self._numbers_in_time(path, part)]
 
     def _numbers_in_time(self, path, info):
         "Return the frame numbers that the sampler chooses, by timestamps where it means seconds"

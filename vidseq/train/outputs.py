@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/54_train.outputs.ipynb #04c64b6e
-import inspect
+import inspect, os
 from collections import namedtuple
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -19,7 +19,7 @@ from fastai.vision.all import Callback, Categorize, EncodedMultiCategorize, L, M
 from fastai.vision.all import RegressionSetup, accuracy, accuracy_multi, mae, nn, noop, noops, replacing_yield
 
 from ..data.clip import clip_tfm
-from ..files import preview_list
+from ..files import preview_list, split_fragment
 from ..video.decode import VideoError
 
 # %% ../../nbs/54_train.outputs.ipynb #929a911e
@@ -75,10 +75,10 @@ def class_index(o, # Name of a class, as it is or as text
     if str(o) in texts: return texts.index(str(o))
     raise ValueError(f'{arg}: the model has no {what} {o}. {_nearest_text(o, names)}')
 
-def clip_path(path # Video file or folder of frames
+def clip_path(path # Video file, folder of frames, or a moment of one
              )->Path:
     "Return `path` as a `Path`; raise `VideoError` if it does not exist"
-    if Path(path).exists(): return Path(path)
+    if os.path.exists(split_fragment(path)[0]): return Path(path)
     raise VideoError(path, 'no such file', 'Check the path.')
 
 def clip_reader(dl # `DataLoader` of clips

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastai.vision.all import L, TrackerCallback, num_distrib, rank_distrib
 
-from ..data.clip import rng_states, set_rng_states
+from ..data.rng import rng_states, set_rng_states
 from ..data.splits import clip_paths
 from ..files import atomic_file
 from .amp import training_dtype

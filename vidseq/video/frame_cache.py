@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.all import L
 
-from ..files import preview_list
+from ..files import preview_list, source_files, split_fragment
 from .extract import extract_to
 
 # %% ../../nbs/13_video.frame_cache.ipynb #b2f59b96
@@ -37,8 +37,9 @@ class FrameCache:
 
     def __call__(self, path):
         "Return the folder with the frames of the video `path`, or `path` itself if they were not extracted"
-        frames = self.frames_of(path)
-        return frames if frames.is_dir() else path
+        film,_ = split_fragment(path)
+        frames = self.frames_of(film)
+        return frames if frames.is_dir() else Path(film)
 
     @classmethod
     def fill(cls, folder:Path, # Folder for the frames, which are written to a subfolder named after `size`
@@ -49,7 +50,7 @@ class FrameCache:
         """Extract the videos that are not yet in `folder`, or have changed since
 
         Raise `ValueError` if no video can be read."""
-        videos = list(dict.fromkeys(Path(o) for o in paths if Path(o).is_file()))
+        videos = list(dict.fromkeys(Path(o) for o in source_files(paths) if os.path.isfile(o)))
         if not videos:
             raise ValueError(f'paths: no video among {preview_list(paths)}. Give at least one video file.')
         cache = cls(Path(folder)/f'{size or "full"}')

@@ -17,11 +17,13 @@ from fastai.data.external import fastai_path
 from fastcore.all import AttrDict, L
 
 from vidseq.file_index import FileIndex, file_key
-from vidseq.files import check_range, preview_list
+from vidseq.files import check_range, preview_list, source_files
 from vidseq.parallel import parallel_iter
 from vidseq.video.decode import VideoError
 from vidseq.video.frame_cache import FrameCache
 from vidseq.video.info import decode_video, video_info
+from vidseq.video.moment import Moment
+from vidseq.video.read import read_arrays
 
 # %% ../../nbs/13_video.frame_memmap.ipynb #c4c4baad
 def _kept_frames(n, n_frames):
@@ -29,11 +31,23 @@ def _kept_frames(n, n_frames):
     if n_frames is None or n_frames >= n: return range(n)
     return np.linspace(0, n-1, n_frames).round().astype(int)
 
+def _decode_moment(moment, size, n_frames):
+    "Return the frames n,3,H,W of a moment and facts about them"
+    info = video_info(moment.path)
+    part = moment.part(info)
+    wanted = list(_kept_frames(part.frames, n_frames))
+    arrays = read_arrays(moment.path, [part.first+i for i in wanted], size, info=info)
+    frames = np.stack([o[...,:3].transpose(2,0,1) for o in arrays]) # H,W,3 or H,W,4 -> 3,H,W
+    return frames, dict(frames=len(wanted), fps=info.fps*len(wanted)/part.frames, missing=info.missing,
+                        times=part.times and [part.times[i] for i in wanted])
+
 def _decode_frames(path, size, n_frames):
     """Return the frames n,3,H,W of a video and facts about them, or its `VideoError`
 
     All frames are decoded, so that a damaged file is found."""
+    moment = Moment.of(path)
     try:
+        if moment: return _decode_moment(moment, size, n_frames)
         info = video_info(path)
         wanted = {int(i): k for k,i in enumerate(_kept_frames(info.frames, n_frames))}
         frames = []
@@ -109,7 +123,8 @@ class FrameMemmap(FileIndex):
         """Decode the videos that are not yet in `folder`, or have changed since
 
         An interrupted call continues where it stopped. Raise `ValueError` if no video can be read."""
-        videos = list(dict.fromkeys(os.path.abspath(o) for o in paths if Path(o).is_file()))
+        files = zip(paths, source_files(paths))
+        videos = list(dict.fromkeys(os.path.abspath(o) for o,film in files if os.path.isfile(film)))
         if not videos:
             raise ValueError(f'paths: no video among {preview_list(paths)}. Give at least one video file.')
         store = cls(folder, size, n_frames)
