@@ -19,13 +19,15 @@ from ..data.clip import ImageTuple
 from ..data.show import plot_text
 from ..data.frame import frame_image, load_frame
 from ..data.samplers import slot_frames, slot_rate
-from ..files import check_range
+from ..files import check_range, split_fragment
 from ..parallel import progress
 from ..train.learner import learner_method
 from ..train.outputs import clip_reader, labels_of, predict_outputs
 from ..video.decode import stream_frames, VideoError
 from ..video.frame_folder import frame_files
 from ..video.info import video_info
+from ..video.moment import Moment
+from ..video.read import stream_range
 
 # %% ../../nbs/72_deploy.timeline.ipynb #5100857a
 def _window_start(n, stride):
@@ -69,31 +71,42 @@ def fill_slots(frames, # Iterable of functions with an attribute `time`: its sec
 def _folder_frames(files, tfm):
     for f in files: yield lambda f=f: load_frame(f, tfm.size, tfm.img_cls, tfm.interpolation)
 
-def _video_frames(source, tfm, wh, rate):
-    "Yield functions that make the frames of a video of `wh` pixels, in slots of `1/rate` seconds"
-    size = tfm.size and min(tfm.size, *wh)
-    for convert in fill_slots(stream_frames(source, size, tfm.interpolation), rate):
-        yield lambda convert=convert: frame_image(convert(), tfm.img_cls)
+def _converted(frames, tfm, rate):
+    "Yield functions that make the images of streamed frames, in slots of `1/rate` seconds"
+    for convert in fill_slots(frames, rate): yield lambda convert=convert: frame_image(convert(), tfm.img_cls)
+
+def _short_side(tfm, w, h): return tfm.size and min(tfm.size, w, h)
 
 def _open_container(source, tfm, fps):
     "Return what `_open_source` does for an open PyAV container"
     stream = source.streams.video[0]
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    wh = stream.width,stream.height
-    return _video_frames(source, tfm, wh, 0 if fps else rate), fps or rate, None
+    frames = stream_frames(source, _short_side(tfm, stream.width, stream.height), tfm.interpolation)
+    return _converted(frames, tfm, 0 if fps else rate), fps or rate, None
+
+def _open_folder(source, tfm, fps, moment):
+    files,rate = frame_files(source, tfm.pattern),fps or tfm.fps or 0
+    if not files: raise VideoError(source, 'a folder without frames', 'Extract the frames again.')
+    if moment:
+        part = moment.part(SimpleNamespace(frames=len(files), fps=rate, times=None))
+        files = files[part.first:part.first+part.frames]
+    return _folder_frames(files, tfm), rate, len(files)
+
+def _open_video(source, tfm, fps, moment):
+    info = video_info(source)
+    part = moment.part(info) if moment else info
+    first,stop = (part.first, part.first+part.frames) if moment else (0, None)
+    size = _short_side(tfm, info.width, info.height)
+    frames = stream_range(source, first, stop, info, size, tfm.interpolation)
+    if fps or not part.times: return _converted(frames, tfm, 0), fps or info.fps, part.frames
+    rate = slot_rate(part.times)
+    return _converted(frames, tfm, rate), rate, len(slot_frames(part.times, rate))
 
 def _open_source(source, tfm, fps):
     "Return functions that make the frames, the frame rate (0: unknown), and the number of frames or None"
     if not isinstance(source, (str,Path)): return _open_container(source, tfm, fps)
-    if os.path.isdir(source):
-        files = frame_files(source, tfm.pattern)
-        if not files: raise VideoError(source, 'a folder without frames', 'Extract the frames again.')
-        return _folder_frames(files, tfm), fps or tfm.fps or 0, len(files)
-    info = video_info(source)
-    wh = info.width,info.height
-    if fps or not info.times: return _video_frames(source, tfm, wh, 0), fps or info.fps, info.frames
-    rate = slot_rate(info.times)
-    return _video_frames(source, tfm, wh, rate), rate, len(slot_frames(info.times, rate))
+    film,_ = split_fragment(source)
+    return (_open_folder if os.path.isdir(film) else _open_video)(film, tfm, fps, Moment.of(source))
 
 def _limit_seconds(frames, n_frames, seconds, rate):
     "Return the frames of the first `seconds`, and their number or None"
@@ -117,8 +130,8 @@ def _predict_windows(learn, windows, bs):
         starts,clips = zip(*chunk)
         yield from zip(starts, _predict_chunk(learn, list(map(ImageTuple, clips))).tolist())
 
-def _timeline_table(predictions, size, rate, labels):
-    rows = [(start/rate, (start+size)/rate, *probs) for start,probs in predictions]
+def _timeline_table(predictions, size, rate, labels, offset):
+    rows = [(offset+start/rate, offset+(start+size)/rate, *probs) for start,probs in predictions]
     timeline = pd.DataFrame(rows, columns=['start','end', *map(str, labels.names)])
     timeline.attrs['kind'] = labels.kind # for `plot_timeline` and `timeline_segments`
     return timeline
@@ -129,7 +142,7 @@ def _check_seconds(**options):
 
 @learner_method
 def predict_timeline(learn:Learner, # Trained learner
-                     source, # Video file, folder of frames, or open PyAV container (camera, stream)
+                     source, # Video, folder of frames, `Moment`, or open PyAV container (camera, stream)
                      window:float=2., # Length of a window in seconds
                      stride:float=1., # Seconds between the starts of two windows
                      fps:float=None, # Frame rate; default: of the video, or of the learner's frame folders
@@ -148,8 +161,10 @@ def predict_timeline(learn:Learner, # Trained learner
     frames,n_frames = _limit_seconds(frames, n_frames, seconds, rate)
     size,step = _window_and_step(window, stride, rate, n_frames)
     frames = progress(frames, n_frames, 'frames')
-    windows = sliding_windows(frames, tfm.frame_numbers(source, size, rate), step)
-    timeline = _timeline_table(_predict_windows(learn, windows, bs), size, rate, labels)
+    windows = sliding_windows(frames, tfm.frame_numbers(source, size, rate, train=False), step)
+    moment = Moment.of(source) if isinstance(source, (str,Path)) else None
+    offset = moment.start if moment else 0
+    timeline = _timeline_table(_predict_windows(learn, windows, bs), size, rate, labels, offset)
     if timeline.empty:
         raise VideoError(source, f'ended before its first {window:g} seconds', 'Use a shorter `window`.')
     return timeline

@@ -14,7 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .decode import FrameConverter, VideoError, iter_frames, open_video, pil_image, scaled_size
+from .decode import FrameConverter, StreamedFrame, VideoError, iter_frames, open_video
+from .decode import pil_image, scaled_size, stream_frames
 from .info import frame_index, video_info
 
 # %% ../../nbs/12_video.read.ipynb #57fabde0
@@ -151,3 +152,29 @@ def read_frames(path:str|Path, # Video file
     Raise `VideoError` if a frame does not exist, and `ValueError` if `idxs` is empty or negative."""
     arrays = read_arrays(path, idxs, size)
     return np.stack([np.asarray(pil_image(o)) for o in arrays]) # PIL drops the fourth channel faster
+
+# %% ../../nbs/12_video.read.ipynb #7b9c785c
+def _stream_from(path, info, key, to_rgb):
+    "Yield number and `StreamedFrame` from keyframe number `key` on"
+    to_rgb.wh = scaled_size(*_raw_size(info), to_rgb.size)
+    with open_video(path) as opened:
+        for i,frame in _iter_from(path, opened, frame_index(path), key): yield i,StreamedFrame(frame, to_rgb)
+
+def stream_range(path, # Video file
+                 first:int, # Number of the first frame
+                 stop:int, # Number of the frame to stop before
+                 info, # Result of `video_info`
+                 size:int=None, # Scale the short side to `size` pixels
+                 interpolation:str='bilinear', # Filter for scaling: 'bilinear' or 'bicubic'
+                ): # Generator of `StreamedFrame`s
+    "Yield frames `first` to `stop` of a video in display order, from the last keyframe before them"
+    key,n = info.keyframes[bisect_right(info.keyframes, first)-1],first
+    try:
+        to_rgb = FrameConverter(path, size, 'rgba' if size else 'rgb24', interpolation)
+        for i,frame in _stream_from(path, info, key, to_rgb) if key else ():
+            if i >= stop: return
+            if i >= first:
+                yield frame
+                n = i+1
+    except (av.FFmpegError, SeekError, VideoError): decoded_from_start['an error after a seek'] += 1
+    yield from islice(stream_frames(path, size, interpolation), n, stop)
