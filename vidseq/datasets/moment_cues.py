@@ -105,6 +105,6 @@ _lost = 'the name of the video (it is that of the file), line breaks in labels, 
 _lost_times = 'times below 1 ms, '+_lost
 
 cue_formats = [
-    MomentFormat('audacity', _is_audacity, _read_audacity, _write_audacity, ('.txt',), _lost, one_file=True),
-    MomentFormat('webvtt', _is_webvtt, _read_webvtt, _write_webvtt, ('.vtt',), _lost_times, one_file=True),
-    MomentFormat('srt', _is_srt, _read_srt, _write_srt, ('.srt',), _lost_times, one_file=True)]
+    MomentFormat('audacity', _is_audacity, _read_audacity, _write_audacity, ('.txt',), _lost, videos='unnamed'),
+    MomentFormat('webvtt', _is_webvtt, _read_webvtt, _write_webvtt, ('.vtt',), _lost_times, videos='unnamed'),
+    MomentFormat('srt', _is_srt, _read_srt, _write_srt, ('.srt',), _lost_times, videos='unnamed')]

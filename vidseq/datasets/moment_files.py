@@ -137,7 +137,7 @@ def read_action_names(labels):
         rows = [o for o in csv.reader(text.splitlines()) if len(o) > 1 and o[0].strip().isdecimal()]
         names = {o[0].strip(): o[1].strip() for o in rows}
     if not names:
-        raise ValueError(f'{labels}: not a list of actions. Give a .pbtxt or csv file with numbers and names.')
+        raise ValueError(f'{labels}: not a list of actions. Give numbers and names as .pbtxt or csv.')
     return names
 
 _ava_columns = {3: 2, 4: 2, 7: 6, 8: 6} # number of columns -> place of the action
@@ -188,4 +188,5 @@ file_formats = [
     MomentFormat('activitynet', lambda o: _database(o) is not None, _read_activitynet, _write_activitynet,
                  ('.json',), 'groups; one split for each video', ('split',)),
     MomentFormat('ava', _is_ava, _read_ava, _write_ava, (),
-                 'start and end (a row for each whole second), point events, groups, splits', points=False)]
+                 'start and end (a row for each whole second), point events, groups, splits', points=False,
+                 coarse='start and end, but whole seconds')]

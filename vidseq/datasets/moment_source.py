@@ -155,6 +155,8 @@ class MomentSource:
     def rows(self):
         "Line number and cells of each row of a csv file that is not blank"
         reader = csv.reader(io.StringIO(self.text, newline=''), delimiter=self.delimiter, strict=True)
-        try: return [(reader.line_num, o) for o in reader if any(map(str.strip, o))]
-        except csv.Error as e: found = f'not a row of a table ({e})'
+        try: rows = [(reader.line_num, o) for o in reader if any(map(str.strip, o))]
+        except csv.Error as e: rows,found = None,f'not a row of a table ({e})'
+        if rows: return rows
+        if rows is not None: raise self.file_error('an empty file', 'Write a row for each moment.')
         raise self.error(f'line {reader.line_num}', found, 'Check the quotes.')

@@ -20,14 +20,14 @@ from ..files import natural_key
 Moment = namedtuple('Moment', 'file start end label where number frames extra', defaults=(False, None))
 Moment.__doc__ = "Hold a moment, its place in the file, also as a number, and cells of further columns"
 
-_fields = 'name recognizes read write suffixes loses columns times one_file points'
-MomentFormat = namedtuple('MomentFormat', _fields, defaults=((), 'seconds', False, True))
+_fields = 'name recognizes read write suffixes loses columns times videos points coarse'
+MomentFormat = namedtuple('MomentFormat', _fields, defaults=((), 'seconds', 'many', True, ''))
 MomentFormat.__doc__ = """Describe a format of annotations
 
-`recognizes(source)` tells whether a `MomentSource` has this format, `read(source, labels)` returns its
-moments, `write(df, labels)` the text for a table. `columns` are the further columns that it holds (None: all),
-`times` is 'seconds', 'frames' or 'both', `one_file` tells whether it holds only one video, `points` whether it
-holds events without duration."""
+`recognizes(source)` tells whether a `MomentSource` has this format, `read(source, labels)` returns the
+moments, `write(df, labels)` the text for a table. `columns` are the further columns that it holds (None:
+all), `times` is 'seconds', 'frames' or 'both', `videos` is 'many', 'one' or 'unnamed' (one, and its name is not in
+the file), `points` tells whether it holds events without duration, `coarse` what it never keeps."""
 
 second_columns,frame_columns = ('start','end'),('start_frame','end_frame')
 
