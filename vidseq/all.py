@@ -11,6 +11,7 @@ from vidseq.datasets.download import *
 from vidseq.datasets.ucf101 import *
 from vidseq.datasets.hmdb51 import *
 from vidseq.datasets.shapes import *
+from vidseq.datasets.moments import *
 from vidseq.data.samplers import *
 from vidseq.data.frame import *
 from vidseq.data.clip import *
@@ -22,6 +23,7 @@ from vidseq.data.folds import *
 from vidseq.data.show import *
 from vidseq.data.loader import *
 from vidseq.data.block import *
+from vidseq.data.moments import *
 from vidseq.models.layers import *
 from vidseq.models.config import *
 from vidseq.models.weights import *

@@ -39,7 +39,10 @@ def _show_scores(out, study, folder):
 
 # %% ../../nbs/92_commands.train.ipynb #ea09be4e
 _train_args = (
-    folder,
+    arg('folder', type=path, metavar='DIR', help='folder of class folders, or an annotation file: a table of '
+        'file, start, end, label, or a format of an annotation tool'),
+    arg('--videos', type=path, metavar='DIR', help='folder of the films of an annotation file (default: its '
+        'own)'),
     arg('--out', type=path, help='folder for the results (default: vidseq-<name of DIR>)'),
     groups('regular expression for the group of a clip, searched in the file name: its first '
            'parenthesized part, or the whole match. Clips of one group are never in both training and '
@@ -75,9 +78,10 @@ _train_args = (
 def _train(args, out):
     from vidseq.report.train_folder import train_folder
     from vidseq.train.learner import epoch_lines
-    results = args.out or Path(f'vidseq-{args.folder.resolve().name}')
+    source = args.folder.resolve()
+    results = args.out or Path(f'vidseq-{source.stem if source.is_file() else source.name}')
     names = ('seconds','arch','weights','scratch','folds','size','seq_len','seed','workers','flip','pattern',
-             'step','bs','augment')
+             'step','bs','augment','videos')
     options = {o: getattr(args, o) for o in names}
     with epoch_lines():
         study = train_folder(args.folder, results, args.groups, start=args.started, **options)

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/82_report.contenders.ipynb #af9111b4
-import io
+import io, os
 from contextlib import redirect_stdout
 from functools import partial
 
@@ -18,6 +18,7 @@ from vidseq.data.checks import default_batch_size
 from vidseq.data.folds import fold_loaders
 from vidseq.data.samplers import window_frames
 from vidseq.data.splits import clip_paths
+from vidseq.files import split_fragment
 from vidseq.evaluate.cross_validation import cross_validate
 from vidseq.evaluate.probe import unit_members
 from vidseq.models.conv3d import Conv3dModel
@@ -41,7 +42,8 @@ class SmallNetwork:
     "Train the small 3D network from scratch, on a cache of frames"
     key,name,started_from = 'conv3d','3D convolutions from scratch','random weights'
     def __init__(self, features, cache, size=64, seq_len=8, step=3, flip=False, workers=0):
-        frames = FrameCache.fill(cache, features.paths, size) if features.paths[0].is_file() else None
+        is_file = os.path.isfile(split_fragment(features.paths[0])[0])
+        frames = FrameCache.fill(cache, features.paths, size) if is_file else None
         labels = dict(zip(features.paths, features.labels))
         with redirect_stdout(io.StringIO()): # what it prints is about a split that is not used
             self.dls = VideoDataLoaders.from_path_func(

@@ -11,10 +11,11 @@ from collections import Counter
 from statistics import median
 
 from vidseq.data.frame import load_frame
-from vidseq.files import preview_list
+from vidseq.files import preview_list, split_fragment
 from vidseq.video.decode import VideoError
 from vidseq.video.frame_folder import frame_files
 from vidseq.video.info import video_info
+from vidseq.video.moment import Moment
 
 # %% ../../nbs/80_report.look.ipynb #b094ebce
 def _range_text(values, unit, digits=0):
@@ -41,8 +42,10 @@ def _folder_info(path, pattern):
 
 def _clip_info(path, pattern):
     if os.path.isdir(path): return _folder_info(path, pattern)
-    info = video_info(path)
-    return info.frames, (info.width,info.height), info.fps, info.duration
+    film,_ = split_fragment(path)
+    info,moment = video_info(film),Moment.of(path)
+    n = moment.part(info).frames if moment else info.frames
+    return n, (info.width,info.height), info.fps, n/info.fps if moment else info.duration
 
 def _clip_infos(paths, pattern):
     "Return what is known about the clips that can be read"

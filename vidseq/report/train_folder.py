@@ -6,26 +6,23 @@
 __all__ = ['train_folder']
 
 # %% ../../nbs/82_report.train_folder.ipynb #7f37f6eb
-import statistics, time
+import os, statistics, time
 from functools import partial
 from pathlib import Path
 
-from fastai.vision.all import (default_device, defaults, ifnone, num_distrib, parent_label, rank_distrib,
-                               set_seed)
+from fastai.vision.all import L, default_device, defaults, ifnone, num_distrib, rank_distrib, set_seed
 
 from ..data.checks import check_several_classes
 from ..data.augment import aug_clips
 from ..data.block import VideoDataLoaders
 from ..data.folds import fold_note, group_folds
 from ..data.frame import load_frame
-from ..data.loader import get_clips
-from ..data.rules import split_rule
+from ..data.moments import clips_of
 from ..data.samplers import window_frames
-from ..data.splits import known_group
 from ..deploy.saving import save_pretrained
 from ..evaluate.learning_curve import learning_curves
 from ..evaluate.probe import corrected_choice, probe
-from ..files import check_output, check_range
+from ..files import check_output, check_range, split_fragment
 from ..models.pretrained import timm_name, weights_text
 from ..models.streams import StreamEncoder, default_streams
 from ..options import checks_options
@@ -76,25 +73,30 @@ def _default_workers():
     return 0 if defaults.cpus <= 2 else min(defaults.cpus-1, 8)
 
 # %% ../../nbs/82_report.train_folder.ipynb #4503f48a
-def scratch_study(folder, out, groups, clock, size=64, seq_len=8, step=3, bs=None, seed=0, valid_pct=.2,
-                  workers=None, augment=True, flip=False, pattern=None, notes=()):
+def _readable(clips, cache):
+    "Return the clips whose videos have frames in the cache"
+    videos = set(map(str, cache.videos))
+    return L(o for o in clips if split_fragment(o)[0] in videos)
+
+def scratch_study(source, out, clock, size=64, seq_len=8, step=3, bs=None, seed=0, valid_pct=.2,
+                  workers=None, augment=True, flip=False, notes=()):
     "Train four models from scratch on one split for the time that is left, and write the page"
-    clips,cache = get_clips(folder, pattern),None
-    if clips[0].is_file():
+    clips,pattern,cache = source.clips,source.pattern,None
+    if os.path.isfile(split_fragment(clips[0])[0]):
         pattern = None # for folders of frames only
         cache = FrameCache.fill(out/'frames', clips, size)
         print_problems(cache.report)
-        clips = cache.videos
+        clips = _readable(clips, cache)
     set_seed(seed)
     dls = VideoDataLoaders.from_path_func(
-        folder, clips, parent_label, group=groups, valid_pct=valid_pct, seed=seed, cache=cache,
+        source.path, clips, source.label, group=source.group, valid_pct=valid_pct, seed=seed, cache=cache,
         seq_len=seq_len, bs=bs, largest_bs=16, sampler=partial(window_frames, step=step),
         image_size=_frame_shape(clips.map(cache) if cache else clips, size, pattern), pattern=pattern,
         num_workers=ifnone(workers, _default_workers()), batch_tfms=aug_clips(flip) if augment else None)
     learners = compare_models(dls, seconds=max(clock.left(clock.end)/4, .1))
-    title = f'vidseq: {folder.name}'
+    title = f'vidseq: {source.name}'
     if not rank_distrib(): # only the first process writes
-        write_report(out, learners, title=title, group=groups, about=' '.join([dls.split_rule, *notes]))
+        write_report(out, learners, title=title, group=source.group, about=' '.join([dls.split_rule, *notes]))
     return study_of(learners, best_model(learners), title, dls.split_rule)
 
 # %% ../../nbs/82_report.train_folder.ipynb #1222736b
@@ -108,12 +110,10 @@ def pretrained_encoder(arch, weights=None):
     try: return StreamEncoder(arch, default_streams), None
     except (ImportError, ValueError) as e: return None, str(e)
 
-def _folds_or_split(clips, folder, groups, n_folds, seed, prints=True):
+def _folds_or_split(source, clips, labels, n_folds, seed, prints=True):
     "Return the folds of clips, the number of folds (None: one split) and a sentence"
-    labels = [parent_label(o) for o in clips]
-    rule = split_rule(clips, folder, groups)
-    if rule.by_user: return [tuple(map(list, rule.splitter(clips)[:2]))], None, rule.description
-    group = known_group(clips, groups)
+    rule,group = source.user_split(clips),source.group
+    if rule: return [tuple(map(list, rule.splitter(clips)[:2]))], None, rule.description
     units = {group(o) for o in clips} if group else clips
     folds = group_folds(clips, labels, group, min(n_folds, len(units)), seed)
     note = fold_note(folds, labels)
@@ -141,10 +141,10 @@ def _head_contenders(result, started_from):
                                           result.seconds(name), result.n_params(name))
     return [contender(o) for o in result.table['head']]
 
-def _next_commands(folder, out, seconds):
+def _next_commands(source, out, seconds):
     return [('Predict a video', f'vidseq predict {out/"model"} VIDEO'),
             ('Predict in Python', f"load_pretrained('{out/'model'}').predict_video('VIDEO')"),
-            ('Train longer', f'vidseq train {folder} --out {out} --seconds {2*seconds:g}')]
+            ('Train longer', f'vidseq train {source.arguments} --out {out} --seconds {2*seconds:g}')]
 
 # %% ../../nbs/82_report.train_folder.ipynb #332f5929
 def _check_enough(features, n_clips, clock):
@@ -155,14 +155,14 @@ def _check_enough(features, n_clips, clock):
     raise ValueError(f'seconds={clock.seconds:g}: too short, {n} of {n_clips} clips are embedded. Give more, '
                      'or run the command again: it continues.')
 
-def _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len, workers, pattern,
-                     folder):
+def _embed_and_probe(source, out, encoder, clock, folds, seed, size, seq_len, workers):
     "Embed the clips and compare heads on their features; return the `Probe` and facts about the folds"
-    features = embed(clips, encoder, default_streams, seq_len, size, group=known_group(clips, groups),
-                     pattern=pattern, cache=out/'features', seconds=clock.left(.3*clock.seconds),
+    clips = source.clips
+    features = embed(clips, encoder, default_streams, seq_len, size, source.labels, source.group,
+                     pattern=source.pattern, cache=out/'features', seconds=clock.left(.3*clock.seconds),
                      n_workers=workers)
     _check_enough(features, len(clips), clock)
-    folds,n_folds,about = _folds_or_split(features.paths, folder, groups, folds, seed)
+    folds,n_folds,about = _folds_or_split(source, features.paths, features.labels, folds, seed)
     print(f'Comparing heads on {features}', flush=True)
     result = probe(features, folds=folds, n_seeds=2, seconds=clock.left(clock.end), cache=out/'features',
                    n_workers=workers)
@@ -195,7 +195,7 @@ def _add_ensemble(result):
     difference = score_difference(result.scores[name], result.scores[best])
     if difference is None or not difference.low > 0: result.drop(name)
 
-def _make_study(folder, out, result, rival, validated, started_from, found, n_folds, about, notes, seconds):
+def _make_study(source, out, result, rival, validated, started_from, found, n_folds, about, notes, seconds):
     "Put contenders, the best of them and everything that the page shows together"
     contenders,best = _head_contenders(result, started_from),result.best
     if validated is not None: contenders.append(Contender(rival.name, validated.scores, rival.started_from))
@@ -205,8 +205,8 @@ def _make_study(folder, out, result, rival, validated, started_from, found, n_fo
     winner = next(o for o in contenders if o.name == best)
     if best in result.units: winner.time = result.time_sensitivity(best)
     corrected = corrected_choice(scores, winner.scores)
-    return Study(f'vidseq: {folder.name}', contenders, best, result.simplest, found, n_folds, corrected,
-                 _similar_clips(result), commands=_next_commands(folder, out, seconds), about=about,
+    return Study(f'vidseq: {source.name}', contenders, best, result.simplest, found, n_folds, corrected,
+                 _similar_clips(result), commands=_next_commands(source, out, seconds), about=about,
                  notes=notes)
 
 def _add_curves(result, contenders, workers):
@@ -218,25 +218,22 @@ def _add_curves(result, contenders, workers):
         sizes,values = found[units[o.name]]
         o.curves,o.curve_x = {f'valid {o.scores.metric}': (sizes, values)},'training clips'
 
-def pretrained_study(folder, out, encoder, started_from, groups, clock, folds=5, seed=0, size=None,
-                     seq_len=16, workers=None, flip=False, pattern=None):
+def pretrained_study(source, out, encoder, started_from, clock, folds=5, seed=0, size=None,
+                     seq_len=16, workers=None, flip=False):
     "Compare heads on pretrained features and other models on the same folds; write the model and the page"
-    clips = get_clips(folder, pattern)
-    check_several_classes([parent_label(o) for o in clips])
-    group = known_group(clips, groups)
-    found_groups = [group(o) for o in clips] if group else None
-    found = describe_clips(clips, [parent_label(o) for o in clips], found_groups, pattern)
+    clips,labels,group = source.clips,source.labels,source.group
+    check_several_classes(labels)
+    found = describe_clips(clips, labels, [group(o) for o in clips] if group else None, source.pattern)
     for o in found: print(o, flush=True)
-    _folds_or_split(clips, folder, groups, folds, seed, prints=False) # an error comes before the long work
-    result,n_folds,about = _embed_and_probe(clips, out, encoder, groups, clock, folds, seed, size, seq_len,
-                                            workers, pattern, folder)
+    _folds_or_split(source, clips, labels, folds, seed, prints=False) # an error comes before the long work
+    result,n_folds,about = _embed_and_probe(source, out, encoder, clock, folds, seed, size, seq_len, workers)
     rival,validated,notes = _race_others(result, out, clock, started_from, flip, workers)
     n = len(result.features)
     if n < len(clips): notes.insert(0, f'{n} of {len(clips)} clips were used. If the time was too short for '
                                        'the others, run the command again: it continues.')
     if validated is None: result = _train_more(result, out, clock, workers)
     _add_ensemble(result)
-    study = _make_study(folder, out, result, rival, validated, started_from, found, n_folds, about, notes,
+    study = _make_study(source, out, result, rival, validated, started_from, found, n_folds, about, notes,
                         clock.seconds)
     _add_curves(result, study.contenders, workers)
     wins = validated is not None and study.best == rival.name
@@ -254,7 +251,7 @@ def _check_numbers(counts, seconds, workers):
     check_range('workers', workers, 0)
 
 @checks_options
-def train_folder(folder:Path, # Class folders of videos or frames, also in `train` and `valid` folders
+def train_folder(folder:Path, # Class folders of videos or frames, or an annotation file of moments
                  out:Path, # Folder for features, the page, the scores and the best model
                  groups:str=None, # Regular expression for the group in a file name, see `group_by`
                  seconds:float=120, # Time for everything, kept by the clock
@@ -268,6 +265,7 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
                  workers:int=None, # Threads, from scratch: processes; default: by the number of cores
                  flip:bool=False, # From scratch: flip half of the training clips horizontally
                  pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
+                 videos:Path=None, # Folder of the films of an annotation file; default: that of the file
                  start:float=None, # Start of the time, of `time.time`; default: now
                  step:int=3, # From scratch: take every `step`-th frame
                  bs:int=None, # From scratch: batch size; default: 16, fewer for small data sets
@@ -278,16 +276,17 @@ def train_folder(folder:Path, # Class folders of videos or frames, also in `trai
 
     Without pretrained weights, print the reason and train from scratch. Features, heads and folds are kept in
     `out`, so that a call with the same arguments continues where an earlier one stopped."""
-    folder,out,clock = Path(folder),Path(out),Clock(seconds, start)
+    out,clock = Path(out),Clock(seconds, start)
     check_output(out/'index.html') # before training
     _check_numbers(dict(size=size, seq_len=seq_len, folds=folds, step=step, bs=bs), seconds, workers)
+    source = clips_of(folder, videos, groups, pattern)
     encoder,reason = (None,None) if scratch or num_distrib() > 1 else pretrained_encoder(arch, weights)
     if encoder is None:
         notes = [f'No pretrained weights: {reason}'] if reason else []
         for o in notes: print(f'{o} Training from scratch.', flush=True)
-        return scratch_study(folder, out, groups, clock, size or 64, seq_len or 8, step, bs, seed, valid_pct,
-                             workers, augment, flip, pattern, notes)
+        return scratch_study(source, out, clock, size or 64, seq_len or 8, step, bs, seed, valid_pct,
+                             workers, augment, flip, notes)
     started_from = weights_text(arch, weights or True)
     print(f'Starting from {started_from}.', flush=True)
-    return pretrained_study(folder, out, encoder, started_from, groups, clock, folds, seed, size,
-                            seq_len or 16, workers, flip, pattern)
+    return pretrained_study(source, out, encoder, started_from, clock, folds, seed, size, seq_len or 16,
+                            workers, flip)
