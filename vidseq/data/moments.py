@@ -32,7 +32,7 @@ class MomentGroup:
     def __init__(self, groups=None): # Film -> its group; default: the film itself
         self.groups = groups
     def __call__(self, path):
-        film,_ = split_fragment(path)
+        film = path.path if isinstance(path, Moment) else split_fragment(path)[0]
         return film if self.groups is None else self.groups.get(film)
 
 def _film_groups(df, films):
@@ -115,7 +115,8 @@ class MomentClips:
         path = Path(path)
         df = load_moments(table, path, frame_rate, overlaps)
         if background is not None: df = _add_background(df, path, background, n_background, seed or 0)
-        films = [str(path/o) for o in df.file]
+        places = {o: str(path/o) for o in df.file.unique()}
+        films = [places[o] for o in df.file]
         self.df,self.clips = df,L(map(Moment, films, df.start, df.end))
         self.labels = read_label_columns(df, label_reader(df, 'label', label_delim))
         if group is None: group = MomentGroup(_film_groups(df, films) if 'group' in df else None)
