@@ -10,6 +10,7 @@ from vidseq.datasets.archives import *
 from vidseq.datasets.download import *
 from vidseq.datasets.ucf101 import *
 from vidseq.datasets.hmdb51 import *
+from vidseq.datasets.moments import *
 from vidseq.datasets.shapes import *
 from vidseq.datasets.moments import *
 from vidseq.data.samplers import *

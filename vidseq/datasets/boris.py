@@ -10,7 +10,7 @@ import re
 
 from .moment_files import csv_text
 from .moment_source import shown
-from .moment_table import Moment, MomentFormat
+from .moment_table import MomentRow, MomentFormat
 from ..files import safe_cell, safe_path
 
 # %% ../../nbs/28_datasets.boris.ipynb #4bdc0ebc
@@ -51,7 +51,7 @@ def _aggregated(source):
         if is_point and kind == 'STATE':
             raise source.error(where, 'a state without Stop (s)', 'Pair its events in BORIS.')
         end = start if is_point else source.number(where, 'Stop (s)', stop)
-        yield Moment(_media_file(source, where, row), start, end, row['behavior'], where, line)
+        yield MomentRow(_media_file(source, where, row), start, end, row['behavior'], where, line)
 
 # %% ../../nbs/28_datasets.boris.ipynb #69132033
 def _stop_moment(source, where, file, time, opened):
@@ -71,7 +71,7 @@ def _tabular(source):
         status = (row.get('behavior type') or row.get('status') or '').upper()
         modifiers = (v for k,v in row.items() if k.startswith('modifier'))
         key = row.get('observation id', ''),row.get('subject', ''),label,*modifiers
-        moment = Moment(file, time, time, label, where, line)
+        moment = MomentRow(file, time, time, label, where, line)
         if status == 'START': opened.setdefault(key, []).append(moment)
         elif status == 'STOP': yield _stop_moment(source, where, file, time, opened.get(key))
         elif status == 'POINT': yield moment

@@ -9,7 +9,7 @@ __all__ = []
 import re
 from xml.sax.saxutils import escape, quoteattr
 
-from .moment_table import Moment, MomentFormat
+from .moment_table import MomentRow, MomentFormat
 
 # %% ../../nbs/28_datasets.cvat.ipynb #1e647cc3
 _shapes = ('box','polygon','polyline','points','ellipse','mask','cuboid','skeleton')
@@ -64,7 +64,7 @@ def _label(node): return node.attrs.get('label', '').strip()
 def _track_moments(source, track, tasks):
     file,step = _task_of(source, track, tasks)
     for start,end in _visible(source, track, step):
-        yield Moment(file, start, end, _label(track), f'line {track.line}', track.line, True)
+        yield MomentRow(file, start, end, _label(track), f'line {track.line}', track.line, True)
 
 # %% ../../nbs/28_datasets.cvat.ipynb #20d20076
 def _tag_frames(source, root, tasks):
@@ -83,7 +83,7 @@ def _tag_moments(source, root, tasks):
         if run and frame <= run.end: runs[file,label] = run._replace(end=frame+step)
         else:
             if run: yield run
-            runs[file,label] = Moment(file, frame, frame+step, label, f'line {line}', line, True)
+            runs[file,label] = MomentRow(file, frame, frame+step, label, f'line {line}', line, True)
     yield from runs.values()
 
 def _read_cvat(source, labels=None):

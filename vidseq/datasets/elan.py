@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from .moment_source import shown
-from .moment_table import Moment, MomentFormat, video_name
+from .moment_table import MomentRow, MomentFormat, video_name
 from ..video.decode import is_video
 
 # %% ../../nbs/28_datasets.elan.ipynb #a03f0bd6
@@ -64,7 +64,7 @@ def _read_elan(source, labels=None):
     for tier,value,o in _annotations(root):
         start,end = ((_slot_time(source, o, f'TIME_SLOT_REF{i}', slots)+origin)/1000 for i in (1,2))
         label = f'{tier}: {value}' if value and len(tiers[value]) > 1 else value
-        moments.append(Moment(file, start, end, label, f'line {o.line}', o.line))
+        moments.append(MomentRow(file, start, end, label, f'line {o.line}', o.line))
     return moments
 
 # %% ../../nbs/28_datasets.elan.ipynb #b094444c

@@ -9,7 +9,7 @@ __all__ = []
 import json
 
 from .moment_source import shown
-from .moment_table import by_file, Moment, MomentFormat, video_name
+from .moment_table import by_file, MomentRow, MomentFormat, video_name
 from ..video.decode import is_video
 
 # %% ../../nbs/28_datasets.label_studio.ipynb #b7021624
@@ -47,7 +47,7 @@ def _result_moments(source, where, video, value):
     if not isinstance(names, list) or not names or not all(isinstance(o, str) for o in names):
         raise source.error(where, f'{key}={shown(names)}', 'Give a list of labels.')
     for start,end,frames in _times(source, where, value):
-        for name in names: yield Moment(video, start, end, name.strip(), where, 0, frames)
+        for name in names: yield MomentRow(video, start, end, name.strip(), where, 0, frames)
 
 def _results(source, where, task):
     "Yield the values of the results in all annotations of a task"

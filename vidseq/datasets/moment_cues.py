@@ -9,7 +9,7 @@ __all__ = []
 import html, re
 
 from .moment_source import as_number, shown
-from .moment_table import Moment, MomentFormat
+from .moment_table import MomentRow, MomentFormat
 
 # %% ../../nbs/27_datasets.moment_cues.ipynb #15d57ea9
 def _one_line(label): return re.sub(r'\s+', ' ', label)
@@ -26,7 +26,7 @@ def _read_audacity(source, labels=None):
         if len(cells) not in (2,3):
             raise source.error(where, f'{len(cells)} cells', 'Give start, end and label.')
         start,end = (source.number(where, k, o) for k,o in zip(('start','end'), cells))
-        moments.append(Moment(source.path.stem, start, end, ''.join(cells[2:]).strip(), where, i))
+        moments.append(MomentRow(source.path.stem, start, end, ''.join(cells[2:]).strip(), where, i))
     return moments
 
 def _write_audacity(df, labels=None):
@@ -57,7 +57,7 @@ def _cue(source, i, block, clean):
     times = [_clock_seconds(o) for o in (parts[0], (parts[1].split() or [''])[0])]
     if None in times or len(parts) > 2:
         raise source.error(where, shown(block[0]), 'Give times as hours:minutes:seconds.milliseconds.')
-    return Moment(source.path.stem, *times, clean(block[1:]), where, i)
+    return MomentRow(source.path.stem, *times, clean(block[1:]), where, i)
 
 def _blocks(source):
     "Yield the number of the first line, and the lines, of each paragraph"
@@ -105,6 +105,7 @@ _lost = 'the name of the video (it is that of the file), line breaks in labels, 
 _lost_times = 'times below 1 ms, '+_lost
 
 cue_formats = [
-    MomentFormat('audacity', _is_audacity, _read_audacity, _write_audacity, ('.txt',), _lost, videos='unnamed'),
+    MomentFormat('audacity', _is_audacity, _read_audacity, _write_audacity, ('.txt',), _lost,
+                 videos='unnamed'),
     MomentFormat('webvtt', _is_webvtt, _read_webvtt, _write_webvtt, ('.vtt',), _lost_times, videos='unnamed'),
     MomentFormat('srt', _is_srt, _read_srt, _write_srt, ('.srt',), _lost_times, videos='unnamed')]

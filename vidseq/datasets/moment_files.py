@@ -10,7 +10,7 @@ import csv, io, json, math, re
 from pathlib import Path
 
 from .moment_source import shown
-from .moment_table import by_file, frame_columns, Moment, MomentFormat, second_columns
+from .moment_table import by_file, frame_columns, MomentRow, MomentFormat, second_columns
 from .moment_table import second_number, time_columns
 from ..files import safe_cell, safe_path
 
@@ -51,7 +51,7 @@ def _read_table(source, labels=None):
         values = [row[o] if source.delimiter == ',' else row[o].replace(',', '.') for o in times]
         start,end = (source.number(where, k, o, frames) for k,o in zip(times, values))
         extra = {o: row[o] for o in further}
-        moments.append(Moment(row['file'], start, end, row['label'], where, line, frames, extra))
+        moments.append(MomentRow(row['file'], start, end, row['label'], where, line, frames, extra))
     return moments
 
 def _is_table(source): return len(_known_columns & set(source.head_cells())) >= 2
@@ -105,7 +105,7 @@ def _read_activitynet(source, labels=None):
         extra = dict(split=str(video['subset'])) if video.get('subset') is not None else None
         for i,o in enumerate(annotations, 1):
             where = f'annotation {i} of {shown(name)}'
-            moments.append(Moment(name, *_segment(source, where, o), where, len(moments)+1, False, extra))
+            moments.append(MomentRow(name, *_segment(source, where, o), where, len(moments)+1, False, extra))
     return moments
 
 def _subset(file, rows):
@@ -163,7 +163,7 @@ def _read_ava(source, labels=None):
         if not any(map(str.strip, cells[2:])): continue # a second without an action
         label = _action_name(source, where, cells[_ava_columns[len(cells)]], names)
         second = source.number(where, 'timestamp', cells[1])
-        moments.append(Moment(cells[0], max(0., second-.5), second+.5, label, where, line))
+        moments.append(MomentRow(cells[0], max(0., second-.5), second+.5, label, where, line))
     return moments
 
 def _keyframes(start, end):

@@ -17,8 +17,8 @@ from .moment_source import shown
 from ..files import natural_key
 
 # %% ../../nbs/26_datasets.moment_table.ipynb #32f24d2d
-Moment = namedtuple('Moment', 'file start end label where number frames extra', defaults=(False, None))
-Moment.__doc__ = "Hold a moment, its place in the file, also as a number, and cells of further columns"
+MomentRow = namedtuple('MomentRow', 'file start end label where number frames extra', defaults=(False, None))
+MomentRow.__doc__ = "Hold a moment, its place in the file, also as a number, and cells of further columns"
 
 _fields = 'name recognizes read write suffixes loses columns times videos points coarse'
 MomentFormat = namedtuple('MomentFormat', _fields, defaults=((), 'seconds', 'many', True, ''))
@@ -26,8 +26,8 @@ MomentFormat.__doc__ = """Describe a format of annotations
 
 `recognizes(source)` tells whether a `MomentSource` has this format, `read(source, labels)` returns the
 moments, `write(df, labels)` the text for a table. `columns` are the further columns that it holds (None:
-all), `times` is 'seconds', 'frames' or 'both', `videos` is 'many', 'one' or 'unnamed' (one, and its name is not in
-the file), `points` tells whether it holds events without duration, `coarse` what it never keeps."""
+all), `times` is 'seconds', 'frames' or 'both', `videos` is 'many', 'one' or 'unnamed' (one, and its name is
+not in the file), `points` tells whether it holds events without duration, `coarse` what it never keeps."""
 
 second_columns,frame_columns = ('start','end'),('start_frame','end_frame')
 
@@ -65,7 +65,7 @@ def by_file(df):
 
 # %% ../../nbs/26_datasets.moment_table.ipynb #e6261260
 def moment_table(source, # `MomentSource`
-                 moments, # List of `Moment`
+                 moments, # List of `MomentRow`
                  place='line', # What the numbers of the moments count in the file
                 )->pd.DataFrame:
     "Return the table of `moments`; the index has the places in the file"
