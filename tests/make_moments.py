@@ -1,4 +1,4 @@
-"One annotation of a video of 300 frames at 30 frames per second, in each format, as annotation tools write it"
+"One annotation of a video of 300 frames at 30 frames per second, in the text of each format"
 import json
 
 import numpy as np
@@ -37,11 +37,12 @@ def box(frame, outside):
 
 
 def track(i, start, end, label):
-    return lines(f'<track id="{i}" label="{xml(label)}" source="manual">', box(start, 0), box(end, 1), '</track>')
+    head = f'<track id="{i}" label="{xml(label)}" source="manual">'
+    return lines(head, box(start, 0), box(end, 1), '</track>')
 
 
 def tags(start, end, label):
-    return ''.join(f'<tag label="{xml(label)}" frame="{i}" source="manual"></tag>\n' for i in range(start, end))
+    return ''.join(f'<tag label="{xml(label)}" frame="{i}"></tag>\n' for i in range(start, end))
 
 
 def images(start, end, label):
@@ -62,7 +63,7 @@ def elan():
                  'ANNOTATION_REF="a0"><ANNOTATION_VALUE>a comment</ANNOTATION_VALUE></REF_ANNOTATION>'
                  '</ANNOTATION></TIER>')
     return lines('<?xml version="1.0" encoding="UTF-8"?>',
-                 '<ANNOTATION_DOCUMENT AUTHOR="" DATE="2024-01-01T00:00:00+00:00" FORMAT="3.0" VERSION="3.0">',
+                 '<ANNOTATION_DOCUMENT AUTHOR="" DATE="2024-01-01T00:00:00Z" FORMAT="3.0" VERSION="3.0">',
                  '<HEADER MEDIA_FILE="" TIME_UNITS="milliseconds">',
                  '<MEDIA_DESCRIPTOR MEDIA_URL="file:///D:/other/sound.wav" MIME_TYPE="audio/x-wav"/>',
                  f'<MEDIA_DESCRIPTOR MEDIA_URL="file:///D:/films/{VIDEO}" MIME_TYPE="video/mp4"/></HEADER>',
@@ -105,10 +106,12 @@ ranges = [timeline(*o) for o in FRAMES]
 seconds = [dict(start=a, end=b, channel=0, labels=[label]) for a,b,label in MOMENTS]
 rows = [('kitchen.mp4',*o) for o in MOMENTS]
 upload = '/data/upload/4/0a1b2c3d-kitchen.mp4'
+local = f'/data/local-files/?d=films/{VIDEO}'
+head = ['WEBVTT', 'Language: de', '', 'NOTE a comment', '', 'STYLE', '::cue {}', '']
 aggregated = ('Observation id,Observation date,Source,Media file name,Total length,FPS,Subject,Behavior,'
               'Modifiers,Behavior type,Start (s),Stop (s),Duration (s),Comment start')
-events = [f'one,2024-01-01,player #1:D:\\films\\{VIDEO},{VIDEO},10.0,30.0,No focal subject,{label},,STATE,{a:.3f},'
-          f'{b:.3f},{b-a:.3f},' for a,b,label in MOMENTS]
+media = f'one,2024-01-01,player #1:D:\\films\\{VIDEO},{VIDEO},10.0,30.0,No focal subject'
+events = [f'{media},{label},,STATE,{a:.3f},{b:.3f},{b-a:.3f},' for a,b,label in MOMENTS]
 
 # name of the fixture -> (name of the format, text)
 FIXTURES = {
@@ -121,7 +124,7 @@ FIXTURES = {
     'activitynet': ('activitynet', text(dict(version='1.3', taxonomy=[], database=activitynet()))),
     'activitynet without database': ('activitynet', text(activitynet())),
     'labelstudio': ('labelstudio', text(tasks(ranges, id=4, video=upload))),
-    'labelstudio local files': ('labelstudio', text(tasks(ranges, clip=f'/data/local-files/?d=films/{VIDEO}'))),
+    'labelstudio local files': ('labelstudio', text(tasks(ranges, clip=local))),
     'labelstudio min': ('labelstudio', text([dict(id=12, video=upload, tags=ranges, annotator=1)])),
     'labelstudio seconds': ('labelstudio', text(tasks(seconds, video=f'https://example.org/a/{VIDEO}?key=1'))),
     'cvat': ('cvat', cvat(''.join(track(i, *o) for i,o in enumerate(FRAMES)))),
@@ -138,6 +141,6 @@ FIXTURES = {
         'Observation id,one', '', 'Media file(s)', '', f'Player #1,D:\\films\\{VIDEO}', '')),
     'audacity': ('audacity', lines(*(f'{a:.6f}\t{b:.6f}\t{label}\n\\\t-1.000000\t6334.588867'
                                      for a,b,label in MOMENTS))),
-    'webvtt': ('webvtt', cues('.', ['WEBVTT', 'Language: de', '', 'NOTE a comment', '', 'STYLE', '::cue {}', ''])),
+    'webvtt': ('webvtt', cues('.', head)),
     'srt': ('srt', cues(',')),
 }

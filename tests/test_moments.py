@@ -67,8 +67,7 @@ def test_all_formats_read_to_one_table(name, videos, tmp_path):
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
 @pytest.mark.parametrize('name', FIXTURES)
 def test_byte_order_marks_and_line_ends(name, encoding, videos, tmp_path):
-    text = re.sub(r'encoding="utf-8"', f'encoding="{encoding[:6].rstrip("-")}"', FIXTURES[name][1], flags=re.I)
-    if encoding == 'utf-8-sig': text = text.replace('encoding="utf-8"', '').replace('encoding="utf-8-"', '')
+    text = re.sub('(?i)utf-8', encoding.removesuffix('-sig'), FIXTURES[name][1])
     assert_same(read_moments(write(tmp_path, text.replace('\n', '\r\n'), encoding=encoding), videos))
 
 
@@ -111,7 +110,8 @@ def test_ava_actions_from_files(videos, tmp_path):
     lists = {'a.pbtxt': 'item {\n  name: "cut"\n  id: 1\n}\nitem {\n  name: "kühlen & mischen"\n  id: 2\n}\n',
              'a.csv': 'label_id,label_name,label_type\n1,cut,PERSON\n2,kühlen & mischen,PERSON\n'}
     for name,text in lists.items():
-        assert list(read_moments(file, labels=write(tmp_path, text, name)).label) == ['cut','kühlen & mischen']
+        df = read_moments(file, labels=write(tmp_path, text, name))
+        assert list(df.label) == ['cut','kühlen & mischen']
 
 
 def test_ava_keeps_whole_seconds(videos, tmp_path):
@@ -157,8 +157,8 @@ def test_point_events_in_boris(videos, tmp_path):
     assert [5., 5., 'ring'] in res[['start','end','label']].values.tolist()
 
 
-LOST = dict(csv=[], tsv=[], activitynet=['the column group.'], ava=['the column group, the column split, start and '
-            'end, but whole seconds.'])
+LOST = dict(csv=[], tsv=[], activitynet=['the column group.'],
+            ava=['the column group, the column split, start and end, but whole seconds.'])
 
 
 @pytest.mark.parametrize('name', moment_formats)
@@ -179,7 +179,8 @@ def test_several_videos(name, tmp_path):
     if moment_formats[name].videos != 'many':
         with pytest.raises(ValueError, match='3 videos'): write_quietly(df, tmp_path/'a', name)
     else:
-        res = read_moments(write_quietly(df, tmp_path/'a', name)[0], labels=ACTIONS if name == 'ava' else None)
+        file,_ = write_quietly(df, tmp_path/'a', name)
+        res = read_moments(file, labels=ACTIONS if name == 'ava' else None)
         assert list(dict.fromkeys(res.file)) == ['b/9.mp4','b/10.mp4',VIDEO]
 
 
@@ -192,7 +193,8 @@ def test_other_columns_stay_in_csv(tmp_path):
 def test_tables_of_frames(tmp_path):
     df = read_moments(write(tmp_path, FIXTURES['cvat'][1]))
     assert read_moments(write_moments(df, tmp_path/'a.csv')).values.tolist() == df.values.tolist()
-    with pytest.raises(ValueError, match='fps: activitynet stores seconds'): write_moments(df, tmp_path/'a.json')
+    with pytest.raises(ValueError, match='fps: activitynet stores seconds'):
+        write_moments(df, tmp_path/'a.json')
     assert_same(read_moments(write_moments(df, tmp_path/'a.json', fps=FPS)))
 
 
@@ -234,8 +236,8 @@ def test_beyond_the_end(videos, tmp_path):
     file = write_moments(table((9., 10.4, 'a')), tmp_path/'a.csv')
     assert rows(read_moments(file, videos)) == [[VIDEO, 9., 10., 'a']]
     file = write_moments(table((9., 10.6, 'a')), tmp_path/'a.csv')
-    with pytest.raises(ValueError, match=r"line 2: the moment ends at 10\.600 s, but 'kitchen\.mp4' has 10\.000 s"):
-        read_moments(file, videos)
+    msg = r"line 2: the moment ends at 10\.600 s, but 'kitchen\.mp4' has 10\.000 s"
+    with pytest.raises(ValueError, match=msg): read_moments(file, videos)
 
 
 def test_variable_frame_rate(tmp_path, monkeypatch):
@@ -307,9 +309,10 @@ BAD = {
         ('"end": 285', '"end": 1285', 'task 12, result 3: the moment ends at 42.833'),
         ('"start": 97', '"start": 90', 'task 12, result 2: '),
         ('"result"', '"results"', 'task 12: result=None'),
-        ('"timelinelabels": [\n        "cut"\n       ]', '"timelinelabels": []', 'task 12, result 1: timelinelabels=[]'),
-        ('"timelinelabels": [\n        "cut"\n       ]', '"timelinelabels": [""]', 'task 12, result 1: the label is missing'),
-        ('"video": "/data', '"video": "/home', "task 12, result 1: no video '/home"),
+        ('"cut"', '', 'task 12, result 1: timelinelabels=[]'),
+        ('"cut"', '7', 'task 12, result 1: timelinelabels=[7]'),
+        ('"cut"', '""', 'task 12, result 1: the label is missing'),
+        ('kitchen.mp4', 'garden.mp4', "task 12, result 1: no video '0a1b2c3d-garden.mp4'"),
         (make_moments.upload, 'text', 'task 12, result 1: no video'),
         ('"annotations": [', '"annotations": [3, ', 'task 12: the annotations are not a list'),
         ('"ranges": [', '"ranges": [3, ', 'task 12, result 1: ranges=[3, '),
@@ -342,7 +345,7 @@ BAD = {
         (VIDEO, 'garden.mp4', "line 15: no video 'D:/films/garden.mp4'"),
         ('TIME_VALUE="8100"', 'TIME_VALUE="6000"', 'line 21: '),
         ('</TIER>', '</TIERS>', 'XML refused: mismatched tag: line 24'), ('UTF-8', 'UTF-99', 'XML refused'),
-        ('<ANNOTATION_DOCUMENT', '<!DOCTYPE a [<!ENTITY b "c">]><ANNOTATION_DOCUMENT', 'a document type definition'),
+        ('<ANNOTATION_DOCUMENT', '<!DOCTYPE a><ANNOTATION_DOCUMENT', 'a document type definition'),
         ('ALIGNABLE_ANNOTATION', 'REF_ANNOTATION', 'no moments')],
     'boris aggregated': [
         ('0.000,3.200', 'x,3.200', "line 2: Start (s)='x'"),
@@ -387,8 +390,15 @@ BAD = {
         ('00:00:09.500', '00:00:19.500', 'line 18: the moment'),
         ('WEBVTT', 'VTT', 'unknown format'), ('00:00:03.200 -->', '00:00:03.100 -->', 'line 14: ')],
 }
-BAD['srt'] = [(a.replace('.', ','), b.replace('.', ','), re.sub(r'line (\d+)', lambda o: f'line {int(o[1])-8}', msg))
-              for a,b,msg in BAD['webvtt'] if a != 'WEBVTT'] + [('2\n', '2\n\n', "line 5: '2' without times")]
+
+
+def as_srt(old, new, msg):
+    msg = re.sub(r'\d+', lambda o: str(int(o[0])-8), msg, count=1) # no head before the first cue
+    return old.replace('.', ','), new.replace('.', ','), msg
+
+
+BAD['srt'] = [as_srt(*o) for o in BAD['webvtt'] if o[0] != 'WEBVTT']
+BAD['srt'].append(('2\n', '2\n\n', "line 5: '2' without times"))
 AVA_BAD = [('0001', 'x', 'line 1: timestamp'), ('0003', '-3', 'line 4: timestamp'),
            ('0003', 'nan', 'line 4: timestamp'),
            ('0003', '0103', 'line 4: the moment ends at 103.500'),
@@ -432,8 +442,8 @@ def test_truncated_files_never_crash(name, tmp_path):
 
 
 @pytest.mark.parametrize('text', [
-    'null', '[]', '{}', '[null]', '[[]]', '[{}]', '{"database": null}', '<a/>', '<', '[1', '{"a": 1}', '[' * 100_000,
-    '{"a": {"annotations": 3}}', '\0', 'file,label', '"', 'WEBVTT', '1\n-->', '0\t1'])
+    'null', '[]', '{}', '[null]', '[[]]', '[{}]', '{"database": null}', '<a/>', '<', '[1', '{"a": 1}',
+    '['*100_000, '{"a": {"annotations": 3}}', '\0', 'file,label', '"', 'WEBVTT', '1\n-->', '0\t1'])
 def test_other_content_is_refused(text, tmp_path):
     file = write(tmp_path, text)
     for form in (None, *moment_formats):
@@ -444,7 +454,8 @@ def test_xml_is_data(tmp_path):
     "Entities do not expand, and the depth of a document is not limited by the stack"
     bomb = '<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;">]><annotations>&c;</annotations>'
     for encoding in ('utf-8','utf-16'):
-        with pytest.raises(ValueError, match='document type'): read_moments(write(tmp_path, bomb, encoding=encoding))
+        file = write(tmp_path, bomb, encoding=encoding)
+        with pytest.raises(ValueError, match='document type'): read_moments(file)
     deep = parse_xml(b'<a>'*100_000 + b'</a>'*100_000)
     assert sum(1 for _ in deep.iter('a')) == 99_999
 

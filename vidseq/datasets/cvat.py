@@ -18,7 +18,7 @@ def _root(source):
     root = source.xml
     return root if root is not None and root.tag == 'annotations' else None
 
-def _step(task):
+def _frame_step(task):
     found = re.fullmatch(r'\s*step\s*=\s*([1-9][0-9]*)\s*', task.find_text('frame_filter'))
     return int(found[1]) if found else 1
 
@@ -29,7 +29,7 @@ def _tasks(source, root):
     if not tasks: raise source.error(f'line {root.line}', 'no task', 'Export it as CVAT for video 1.1.')
     source_name = meta.find_text('source') # of older versions
     names = [o.find_text('source') or source_name or o.find_text('name') for o in tasks]
-    return {o.find_text('id'): (name, _step(o)) for o,name in zip(tasks, names)}
+    return {o.find_text('id'): (name, _frame_step(o)) for o,name in zip(tasks, names)}
 
 def _task_of(source, node, tasks):
     "Return the video and the step of the task of a track, tag or image"

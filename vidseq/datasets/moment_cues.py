@@ -59,7 +59,7 @@ def _cue(source, i, block, clean):
         raise source.error(where, shown(block[0]), 'Give times as hours:minutes:seconds.milliseconds.')
     return MomentRow(source.path.stem, *times, clean(block[1:]), where, i)
 
-def _blocks(source):
+def _paragraphs(source):
     "Yield the number of the first line, and the lines, of each paragraph"
     first,block = 1,[]
     for i,line in enumerate([*source.lines, ''], 1):
@@ -72,7 +72,7 @@ def _blocks(source):
 def _read_cues(source, clean, skipped):
     "Return the moments of all cues; paragraphs that begin with a word of `skipped` are ignored"
     moments = []
-    for i,block in _blocks(source):
+    for i,block in _paragraphs(source):
         place = next((k for k,o in enumerate(block[:2]) if '-->' in o), None)
         if place is not None: moments.append(_cue(source, i+place, block[place:], clean))
         elif not block[0].startswith(skipped or '\0'):

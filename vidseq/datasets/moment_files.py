@@ -21,7 +21,7 @@ def _column_name(text):
     name = text.strip()
     return name.lower() if name.lower() in _known_columns else name
 
-def _header(source):
+def _table_header(source):
     "Return the names of the columns of a table, and those of the times"
     line,cells = source.rows[0]
     names = [_column_name(o) for o in cells]
@@ -42,7 +42,7 @@ def _read_cells(source, line, names, cells):
     return dict(zip(names, cells + ['']*(len(names)-len(cells))))
 
 def _read_table(source, labels=None):
-    names,times = _header(source)
+    names,times = _table_header(source)
     frames = times == frame_columns
     further = [o for o in names if o and o not in ('file','label',*second_columns,*frame_columns)]
     moments = []

@@ -112,7 +112,7 @@ def _first_wrong(df, places, wrong, found, todo):
         i = int(wrong.argmax())
         raise ValueError(f'{places(i)}: {found(i)}. {todo}')
 
-def _numbers(df, column, places):
+def _time_values(df, column, places):
     "Return a column as finite numbers of at least 0"
     cells = df[column].tolist()
     values = pd.to_numeric(pd.Series(cells, dtype=object), errors='coerce').to_numpy(float)
@@ -131,7 +131,7 @@ def check_values(df, places=None):
     for k,todo in (('file', 'Name the video of each moment.'), ('label', 'Give each moment a label.')):
         _first_wrong(df, places, _is_blank(df[k]), lambda i, k=k: f'the {k} is missing', todo)
     names = time_columns(df)
-    start,end = (_numbers(df, o, places) for o in names)
+    start,end = (_time_values(df, o, places) for o in names)
     def found(i): return f'{names[1]}={end[i]:g} is before {names[0]}={start[i]:g}'
     _first_wrong(df, places, end < start, found, 'Swap or correct them.')
 
