@@ -125,7 +125,9 @@ def _is_blank(column):
     return np.array([not str(o).strip() or o is None or o != o for o in column], bool) # NaN != NaN
 
 def check_values(df, places=None):
-    "Raise `ValueError` if a column of a table of moments is missing, or a file, a label or a time is wrong"
+    """Return the table with times as numbers
+
+    Raise `ValueError` if a column of a table of moments is missing, or a file, a label or a time is wrong."""
     _check_columns(df)
     places = places or (lambda i: row_place(df, i))
     for k,todo in (('file', 'Name the video of each moment.'), ('label', 'Give each moment a label.')):
@@ -134,6 +136,8 @@ def check_values(df, places=None):
     start,end = (_time_values(df, o, places) for o in names)
     def found(i): return f'{names[1]}={end[i]:g} is before {names[0]}={start[i]:g}'
     _first_wrong(df, places, end < start, found, 'Swap or correct them.')
+    kind = int if names == frame_columns else float
+    return df.assign(**{k: o.astype(kind) for k,o in zip(names, (start,end))})
 
 # %% ../../nbs/26_datasets.moment_table.ipynb #15fc4f4f
 def _overlap(latest, label, start, end, least):
@@ -166,8 +170,8 @@ def _describe_overlap(df, places, i, j):
 def check_moments(df, # Table of moments
                   overlaps:bool=False, # Accept overlapping moments with different labels
                   places=None, # Function from the number of a row to its place; default: by the index
-                 )->pd.DataFrame: # `df`
+                 )->pd.DataFrame: # `df`, with times as numbers
     "Return a table of moments; raise `ValueError` with the row if it is not one"
-    check_values(df, places)
+    df = check_values(df, places)
     if not overlaps: check_overlaps(df, places)
     return df

@@ -60,7 +60,7 @@ class VideoFolder:
 
 def resolve_videos(df, path, places):
     "Return the table with the names of the videos in the folder `path`"
-    folder,names,found = VideoFolder(path),df.file.tolist(),{}
+    folder,names,found = VideoFolder(path),[str(o) for o in df.file],{}
     for i,o in enumerate(names):
         if o not in found: found[o] = folder.find(o, places(i))
     return df.assign(file=[found[o] for o in names])

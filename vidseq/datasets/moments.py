@@ -57,7 +57,7 @@ def read_moments(path:str|Path, # Annotation file
     moments = chosen.read(source, labels)
     df = moment_table(source, moments, 'annotation' if source.first_character in '{[' else 'line')
     def places(i): return f'{path}: {moments[i].where}'
-    check_values(df, places)
+    df = check_values(df, places)
     if videos is not None: df = place_in_videos(df, videos, fps, places)
     elif fps is not None: df = by_rate(df, fps)
     if not overlaps: check_overlaps(df, places)
@@ -122,7 +122,7 @@ def write_moments(df:pd.DataFrame, # Table of moments
     chosen = _format_to_write(path, format)
     check_range('fps', fps, above=0, whole=False)
     _check_labels(chosen, labels)
-    check_values(df)
+    df = check_values(df)
     if not len(df): raise ValueError('df: no moments. Give at least one.')
     df = sort_moments(_clean_text(df))
     _check_one_video(df, chosen)
