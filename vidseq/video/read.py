@@ -47,37 +47,40 @@ def _packets_from(packets, pts, dts):
             return
         if packet.dts is not None and packet.dts > dts: raise SeekError('the keyframe was not found')
 
-def _decode_from(container, stream, pts, dts):
+def _decode_from(container, stream, pts, dts, is_wanted):
     "Yield the frames that are decoded from the keyframe with these timestamps, without those shown before it"
-    container.seek(dts, stream=stream)
-    for packet in _packets_from(container.demux(stream), pts, dts):
+    if dts is not None: container.seek(dts, stream=stream)
+    packets,context = container.demux(stream),stream.codec_context
+    can_skip = context.name == 'h264' # which says for each picture whether others refer to it
+    for packet in packets if dts is None else _packets_from(packets, pts, dts):
+        if can_skip: context.skip_frame = 'DEFAULT' if is_wanted(packet.pts) else 'NONREF'
         yield from (o for o in packet.decode() if o.pts is None or o.pts >= pts)
 
 def _checked(frames, index, start):
-    "Yield number and frame; raise `SeekError` unless they are the frames of the index from number `start` on"
-    for i,frame in enumerate(frames, start):
-        if frame.is_corrupt or i >= len(index['pts']) or frame.pts != index['pts'][i]:
-            raise SeekError('other frames were decoded')
+    "Yield number and frame; raise `SeekError` for a frame that is not in the index, or not after the last"
+    pts = index['pts']
+    for frame in frames:
+        if frame.pts is None or frame.is_corrupt: raise SeekError('other frames were decoded')
+        i = bisect_left(pts, frame.pts)
+        if i < start or i == len(pts) or pts[i] != frame.pts: raise SeekError('other frames were decoded')
         yield i,frame
+        start = i+1
 
-def _iter_from(path, opened, index, start):
-    "Yield number and frame of a video from the keyframe with number `start` on"
+def _iter_from(path, opened, index, start, is_wanted):
+    "Yield number and frame of a video from the keyframe with number `start` on; `is_wanted` gets a timestamp"
     k = bisect_left(index['keyframes'], start)
-    frames = _decode_from(*opened, index['pts'][start], index['dts'][k])
+    frames = _decode_from(*opened, index['pts'][start], index['dts'][k], is_wanted)
     yield from _checked(iter_frames(path, frames), index, start)
 
 def _read_runs(path, runs, index, to_rgb):
     "Return number -> converted frame, each run decoded from its keyframe"
     arrays = {}
     with open_video(path) as opened:
-        container,stream = opened
         for start,numbers in runs:
-            if start: frames = _iter_from(path, opened, index, start)
-            else: frames = enumerate(iter_frames(path, container.decode(stream)))
-            wanted = set(numbers)
-            for i,frame in frames:
-                if i in wanted: arrays[i] = to_rgb(frame)
-                if i == numbers[-1]: break
+            wanted = {index['pts'][i] for i in numbers}
+            for i,frame in _iter_from(path, opened, index, start, wanted.__contains__):
+                if frame.pts in wanted: arrays[i] = to_rgb(frame)
+                if i >= numbers[-1]: break
     return arrays
 
 def _raw_size(info):
@@ -87,13 +90,14 @@ def _raw_size(info):
 def _read_by_index(path, numbers, info, to_rgb):
     "Return number -> converted frame; None if the file must be decoded from its beginning"
     runs = plan_reads(numbers, info.keyframes)
-    if not any(start for start,_ in runs): return None
+    if len(info.keyframes) == 1: return None
     to_rgb.wh = scaled_size(*_raw_size(info), to_rgb.size) # of the first frame, which may not be decoded
     try: arrays = _read_runs(path, runs, frame_index(path), to_rgb)
     except (av.FFmpegError, SeekError, VideoError) as e: # decoding from the beginning gives the reason
         decoded_from_start[str(e) if isinstance(e, SeekError) else 'an error after a seek'] += 1
         return None
-    return arrays if len(arrays) == len(numbers) else None
+    if len(arrays) == len(numbers): return arrays
+    decoded_from_start['frames are missing after a seek'] += 1
 
 # %% ../../nbs/12_video.read.ipynb #d7b25f9a
 class EarlyEndError(VideoError):
@@ -154,11 +158,13 @@ def read_frames(path:str|Path, # Video file
     return np.stack([np.asarray(pil_image(o)) for o in arrays]) # PIL drops the fourth channel faster
 
 # %% ../../nbs/12_video.read.ipynb #7b9c785c
-def _stream_from(path, info, key, to_rgb):
-    "Yield number and `StreamedFrame` from keyframe number `key` on"
+def _stream_from(path, info, key, first, to_rgb):
+    "Yield number and `StreamedFrame` from frame `first` on, decoded from keyframe number `key` on"
     to_rgb.wh = scaled_size(*_raw_size(info), to_rgb.size)
+    index = frame_index(path)
+    def is_wanted(pts): return pts is not None and pts >= index['pts'][first]
     with open_video(path) as opened:
-        for i,frame in _iter_from(path, opened, frame_index(path), key): yield i,StreamedFrame(frame, to_rgb)
+        for i,frame in _iter_from(path, opened, index, key, is_wanted): yield i,StreamedFrame(frame, to_rgb)
 
 def stream_range(path, # Video file
                  first:int, # Number of the first frame
@@ -171,7 +177,7 @@ def stream_range(path, # Video file
     key,n = info.keyframes[bisect_right(info.keyframes, first)-1],first
     try:
         to_rgb = FrameConverter(path, size, 'rgba' if size else 'rgb24', interpolation)
-        for i,frame in _stream_from(path, info, key, to_rgb) if key else ():
+        for i,frame in _stream_from(path, info, key, first, to_rgb) if key else ():
             if i >= stop: return
             if i >= first:
                 yield frame
