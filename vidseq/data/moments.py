@@ -6,8 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/38_data.moments.ipynb #5d4523e6
-import random
+import gc, random
 from bisect import bisect_right
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -167,6 +168,16 @@ def clips_of(source, videos=None, group=None, pattern=None):
     videos = Path(source).parent if videos is None else Path(videos)
     return MomentClips(source, videos.absolute(), group=group)
 
+# %% ../../nbs/38_data.moments.ipynb #02454914
+@contextmanager
+def without_gc():
+    "Pause the search for cycles of objects, which takes a third of the time when millions are created"
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was_enabled: gc.enable()
+
 # %% ../../nbs/38_data.moments.ipynb #418b3a8b
 @patch(cls_method=True)
 @delegates(dls_from_items, but=internal_args)
@@ -184,8 +195,10 @@ def from_moments(cls:VideoDataLoaders,
                  seed:int=None, # The same table and seed give the same split and background
                  **kwargs):
     "Create from a table of moments of films: file, start, end, label and, if known, group and split"
-    found = MomentClips(table, path, background, n_background, label_delim, overlaps, frame_rate, group, seed)
-    rule = None if splitter else found.rule(valid_pct, seed)
-    items = L(list(o) for o in zip(found.clips, found.labels))
-    return dls_from_items(cls, items, found.clips, found.labels, ItemGetter(0), ItemGetter(1), path=path,
-                          rule=rule, group=found.group, splitter=splitter, is_table=True, **kwargs)
+    options = background,n_background,label_delim,overlaps,frame_rate,group,seed
+    with without_gc():
+        found = MomentClips(table, path, *options)
+        rule = None if splitter else found.rule(valid_pct, seed)
+        items = L(list(o) for o in zip(found.clips, found.labels))
+        return dls_from_items(cls, items, found.clips, found.labels, ItemGetter(0), ItemGetter(1), path=path,
+                              rule=rule, group=found.group, splitter=splitter, is_table=True, **kwargs)

@@ -33,24 +33,29 @@ def _table_header(source):
         if o and names.count(o) > 1: raise source.error(where, f'several columns {shown(o)}', 'Rename one.')
     return names,times
 
+def _plain_cell(text):
+    "Return a cell without the quote that protects spreadsheets from formulas"
+    text = text.strip()
+    return text[1:] if text[:1] == "'" and text[1:2] in tuple('=+-@\t\r') else text
+
 def _read_cells(source, line, names, cells):
     "Return the cells of a row by column"
-    if any(map(str.strip, cells[len(names):])):
+    if len(cells) > len(names) and any(map(str.strip, cells[len(names):])):
         found = f'{len(cells)} cells, but there are {len(names)} columns'
         raise source.error(f'line {line}', found, 'Put quotes around cells that contain the separator.')
-    cells = [re.sub(r"^'(?=[=+\-@\t\r])", '', o.strip()) for o in cells]
+    cells = [_plain_cell(o) for o in cells]
     return dict(zip(names, cells + ['']*(len(names)-len(cells))))
 
 def _read_table(source, labels=None):
     names,times = _table_header(source)
     frames = times == frame_columns
     further = [o for o in names if o and o not in ('file','label',*second_columns,*frame_columns)]
-    moments = []
+    moments,has_commas = [],source.delimiter != ','
     for line,cells in source.rows[1:]:
         row,where = _read_cells(source, line, names, cells),f'line {line}'
-        values = [row[o] if source.delimiter == ',' else row[o].replace(',', '.') for o in times]
+        values = [row[o].replace(',', '.') if has_commas else row[o] for o in times]
         start,end = (source.number(where, k, o, frames) for k,o in zip(times, values))
-        extra = {o: row[o] for o in further}
+        extra = {o: row[o] for o in further} if further else None
         moments.append(MomentRow(row['file'], start, end, row['label'], where, line, frames, extra))
     return moments
 

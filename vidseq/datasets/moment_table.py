@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/26_datasets.moment_table.ipynb #dadc1f53
 import re
 from collections import namedtuple
+from functools import lru_cache
 from urllib.parse import unquote
 
 import numpy as np
@@ -47,6 +48,7 @@ def _without_scheme(name):
     else: rest = re.sub('^//(localhost)?', '', rest)
     return unquote(re.sub('^/(?=[a-zA-Z]:/)', '', rest))
 
+@lru_cache(10_000) # a film has many moments
 def video_name(text):
     "Return the path of a video in an annotation, without the parts of a URL or of Label Studio's server"
     name = _without_scheme(str(text).strip()).replace('\\', '/')

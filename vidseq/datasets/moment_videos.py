@@ -93,12 +93,14 @@ def by_rate(df, fps):
 
 def cut_at_end(df, durations, places, tolerance=.5):
     "Return the table with all ends within the videos; raise `ValueError` beyond `tolerance` seconds"
-    limits = [durations[o] for o in df.file]
-    for i,(end,limit) in enumerate(zip(df.end, limits)):
-        if limit is not None and end > limit+tolerance:
-            raise ValueError(f'{places(i)}: the moment ends at {end:.3f} s, but {shown(df.file.iloc[i])} has '
-                             f'{limit:.3f} s. Correct the time, or give the whole video.')
-    limits = np.array([np.inf if o is None else o for o in limits])
+    known = {k: np.inf if o is None else o for k,o in durations.items()}
+    limits = df.file.map(known).to_numpy(float)
+    late = df.end.to_numpy(float) > limits+tolerance
+    if late.any():
+        i = int(late.argmax())
+        raise ValueError(f'{places(i)}: the moment ends at {df.end.iloc[i]:.3f} s, but '
+                         f'{shown(df.file.iloc[i])} has {limits[i]:.3f} s. Correct the time, or give the '
+                         'whole video.')
     return df.assign(start=np.minimum(df.start, limits), end=np.minimum(df.end, limits))
 
 def place_in_videos(df, path, fps, places):
