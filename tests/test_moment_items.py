@@ -1,19 +1,23 @@
 "Use moments of films wherever files can be used: they read the same as files that are cut out of the film"
 import os
 import pickle
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import IndexSplitter, set_seed
+from fastai.vision.all import IndexSplitter, RandomSplitter, set_seed
 from make_videos import write
 
-from vidseq.all import (ImageTuple, ImageTupleTfm, Moment, SimpleModel, VideoDataLoaders, VideoError, embed,
-                        extract_frames, first_frames, follow_frames, spread_frames, video_info, video_learner,
-                        window_frames)
+from vidseq.all import (ImageTuple, ImageTupleTfm, Moment, SimpleModel, VideoDataLoaders, VideoError,
+                        clip_paths, embed, extract_frames, first_frames, follow_frames, leaked_groups,
+                        video_info, video_learner, window_frames)
+from vidseq.data.moments import MomentClips
 from vidseq.file_index import file_key
 from vidseq.models.encoders import small_cnn
 from vidseq.video.frame_cache import FrameCache
@@ -159,3 +163,110 @@ def test_embeddings(files, moment, tmp_path):
                      cache=tmp_path, n_workers=0)
     np.testing.assert_equal(np.array(features[0]), np.array(features[1]))
     assert [str(o) for o in features.paths] == [os.path.abspath(moment), os.path.abspath(files[1])]
+
+
+# Tables
+
+@pytest.fixture(scope='module')
+def films(tmp_path_factory):
+    "Return a folder of four films of four seconds"
+    folder = tmp_path_factory.mktemp('tables')
+    for i in range(4): write(folder/f'film{i}.mp4', n=100, seed=i)
+    return folder
+
+
+def table_of(rows): return pd.DataFrame(rows, columns=['file','start','end','label'])
+
+
+def loaders(table, folder, **kwargs):
+    small = dict(bs=2, seq_len=4, image_size=16, num_workers=0)
+    return VideoDataLoaders.from_moments(table, folder, **small | kwargs)
+
+
+def films_of(dl): return {Path(o.path).name for o in map(Moment.of, clip_paths(dl.dataset))}
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_no_film_on_both_sides(films, seed):
+    rng = np.random.default_rng(seed)
+    rows = [(f'film{rng.integers(4)}.mp4', a/10, a/10+.1, 'abc'[rng.integers(3)]) for a in range(38)]
+    dls = loaders(table_of(rows), films, seed=seed, missing_ok=True)
+    assert not films_of(dls.train) & films_of(dls.valid) and films_of(dls.train) and films_of(dls.valid)
+    assert not leaked_groups(dls)
+
+
+def test_a_film_with_one_label_only(films):
+    rows = [(f'film{i}.mp4', a, a+.5, 'a' if i == 0 or a < 1 else 'b') for i in range(4) for a in (0,1,2,3)]
+    dls = loaders(table_of(rows), films, seed=0)
+    assert dls.vocab == ['a','b'] and not leaked_groups(dls)
+    one = table_of([o for o in rows if o[3] == 'a'])
+    with pytest.raises(ValueError, match='one class'): loaders(one, films)
+
+
+def test_many_moments_of_one_film(films):
+    rows = [('film0.mp4', i/2600, i/2600+.0003, 'ab'[i%2]) for i in range(10_000)]
+    dls = loaders(table_of(rows), films, splitter=RandomSplitter(.2, seed=0))
+    assert sum(len(dl.dataset) for dl in dls.loaders) == 10_000
+    with pytest.raises(ValueError, match='one group'): loaders(table_of(rows), films)
+
+
+def test_two_tables_of_one_film(films, tmp_path):
+    "Two tables can share a film, a cache and its index"
+    a = table_of([(f'film{i}.mp4', k, k+1, 'xy'[k%2]) for i in range(2) for k in range(4)])
+    b = table_of([(f'film{i}.mp4', k+.5, k+1.5, 'uv'[k%2]) for i in range(2) for k in range(3)])
+    for cache in (tmp_path/'jpgs', 'memmap', None):
+        if cache == 'memmap':
+            moments = [Moment(films/r.file, r.start, r.end) for o in (a,b) for r in o.itertuples()]
+            cache = FrameMemmap.fill(tmp_path/'map', moments, 16, n_workers=0)
+        first,second = (loaders(o, films, cache=cache, seed=0) for o in (a,b))
+        assert first.vocab == ['x','y'] and second.vocab == ['u','v']
+        for dls in (first, second): assert dls.one_batch()[0][0].shape == (2,3,16,16)
+
+
+def test_rows_are_named(films, tmp_path):
+    good = 'file,start,end,label\nfilm0.mp4,0,1,a\nfilm1.mp4,0,1,b\n'
+    file = tmp_path/'moments.csv'
+    for row in ('film1.mp4,2,1,b', 'film9.mp4,0,1,a', 'film0.mp4,3,9,a', 'film0.mp4,.5,1.5,b',
+                'film0.mp4,1,2,', 'film0.mp4,x,2,a'):
+        file.write_text(good+row+'\n')
+        with pytest.raises(ValueError, match='moments.csv: line 4'): loaders(file, films)
+    file.write_text(good)
+    dls = loaders(file, films, seed=0, missing_ok=True, bs=1)
+    assert [len(o.dataset) for o in dls.loaders] == [1,1]
+
+
+def test_frames_of_a_table(films):
+    seconds = table_of([(f'film{i}.mp4', .4, 1.2, 'ab'[i%2]) for i in range(4)])
+    frames = seconds.drop(columns=['start','end']).assign(start_frame=10, end_frame=30)
+    a,b = (loaders(o, films, seed=0, missing_ok=True, bs=1) for o in (seconds, frames))
+    assert [list(map(str, clip_paths(o.dataset))) for o in a.loaders] == \
+        [list(map(str, clip_paths(o.dataset))) for o in b.loaders]
+
+
+def test_background(films):
+    rows = [(f'film{i}.mp4', 1, 2, 'ab'[i%2]) for i in range(4)]
+    found = MomentClips(table_of(rows), films, background='nothing', n_background=50, seed=3)
+    drawn = [o for o,l in zip(found.clips, found.labels) if l == 'nothing']
+    assert len(drawn) == 50 and {Path(o.path).name for o in drawn} == {f'film{i}.mp4' for i in range(4)}
+    assert all(o.end <= 1+1e-6 or o.start >= 2-1e-6 for o in drawn)
+    again = MomentClips(table_of(rows), films, background='nothing', n_background=50, seed=3)
+    assert again.clips == found.clips
+    with pytest.raises(ValueError, match='cover the films'):
+        rows = [(f'film{i}.mp4', 0, 4, 'ab'[i%2]) for i in range(4)]
+        MomentClips(table_of(rows), films, background='nothing')
+
+
+@pytest.mark.slow
+def test_the_command(films, tmp_path):
+    "Train on a table from a shell, and predict a moment"
+    rows = [(f'film{i}.mp4', k/2, k/2+.5, 'ab'[k%2]) for i in range(4) for k in range(8)]
+    table_of(rows).to_csv(films/'rows.csv', index=False)
+    def vidseq(*args):
+        command = [sys.executable, '-m', 'vidseq.cli', *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        return done.stdout
+    out = vidseq('train', films/'rows.csv', '--videos', films, '--out', tmp_path, '--seconds', 45,
+                 '--scratch')
+    assert 'Best model' in out and (tmp_path/'index.html').exists()
+    assert '%' in vidseq('predict', tmp_path/'model', f'{films/"film0.mp4"}#t=1,2')

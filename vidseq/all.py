@@ -11,8 +11,8 @@ from vidseq.datasets.download import *
 from vidseq.datasets.ucf101 import *
 from vidseq.datasets.hmdb51 import *
 from vidseq.datasets.moments import *
+from vidseq.datasets.moment_clips import *
 from vidseq.datasets.shapes import *
-from vidseq.datasets.moments import *
 from vidseq.data.samplers import *
 from vidseq.data.frame import *
 from vidseq.data.clip import *

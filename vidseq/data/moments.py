@@ -9,7 +9,6 @@ __all__ = []
 import gc, random
 from bisect import bisect_right
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,9 +19,7 @@ from .loader import get_clips
 from .rules import SplitRule, split_rule
 from .splits import GroupSplitter, known_group
 from .tables import column_rule, label_reader, read_label_columns
-from ..datasets.moment_table import check_moments, row_place
-from ..datasets.moment_videos import place_in_videos
-from ..datasets.moments import read_moments
+from ..datasets.moment_clips import load_moments
 from ..files import check_range, preview_list, split_fragment
 from ..video.info import video_info
 from ..video.moment import Moment
@@ -89,17 +86,6 @@ def _add_background(df, path, label, n, seed):
     res = pd.concat([df, rows])
     res.attrs = df.attrs
     return res
-
-# %% ../../nbs/38_data.moments.ipynb #3cea921a
-def load_moments(table, # Annotation file, or a table of file, start, end, label
-                 path, # Folder of the films
-                 fps=None, # Rate of frame numbers; default: that of the film
-                 overlaps=False, # Accept overlapping moments with different labels
-                )->pd.DataFrame: # With times in seconds and files relative to `path`
-    "Return the table of moments of films in a folder; raise `ValueError` with the row if it does not fit"
-    if not isinstance(table, pd.DataFrame): return read_moments(table, path, fps, overlaps=overlaps)
-    df = place_in_videos(check_moments(table, overlaps), path, fps, partial(row_place, table))
-    return df.astype(dict(label=object))
 
 # %% ../../nbs/38_data.moments.ipynb #906412f2
 def _check_groups_exist(clips, group):
