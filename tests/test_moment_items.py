@@ -16,7 +16,7 @@ from make_videos import write
 
 from vidseq.all import (ImageTuple, ImageTupleTfm, Moment, SimpleModel, VideoDataLoaders, VideoError,
                         clip_paths, embed, extract_frames, first_frames, follow_frames, leaked_groups,
-                        video_info, video_learner, window_frames)
+                        spread_frames, video_info, video_learner, window_frames)
 from vidseq.data.moments import MomentClips
 from vidseq.file_index import file_key
 from vidseq.models.encoders import small_cnn
