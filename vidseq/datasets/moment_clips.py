@@ -40,7 +40,7 @@ def clip_name(moment, label):
     times = f'{seconds_text(moment.start)}_{seconds_text(moment.end)}'
     return f'{safe}/{Path(moment.path).stem}_{times}.avi'
 
-def _write_clip(job, out, quality):
+def _cut_clip(job, out, quality):
     "Write a moment to a file; return the problem, '' if there is none"
     moment,label = job
     file = out/clip_name(moment, label)
@@ -62,7 +62,7 @@ def moments_to_clips(table, # Annotation file (see `read_moments`), or a table o
     "Write each moment as a video in a class folder, at the mean frame rate of its film"
     df,out = load_moments(table, path, None, overlaps),Path(out)
     jobs = [(Moment(Path(path)/f, a, b), l) for f,a,b,l in zip(df.file, df.start, df.end, df.label)]
-    write = partial(_write_clip, out=out, quality=quality)
+    write = partial(_cut_clip, out=out, quality=quality)
     reasons = parallel_map(write, jobs, n_workers=n_workers, name='cut')
     for o in filter(None, reasons): print(f'Skipped: {o}')
     return pd.DataFrame(dict(file=[clip_name(*o) for o in jobs], label=[l for _,l in jobs],
