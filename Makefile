@@ -41,6 +41,7 @@ docs: $(VENV)/installed-docs ## the documentation site, _docs/index.html: runs e
 
 bench: $(VENV)/installed-dev ## run benchmarks/ and write its tables: make bench DIR=videos BASELINE=tutorials.py
 	$(BIN)/python benchmarks/imports.py --save
+	$(BIN)/python benchmarks/seek.py --save
 	$(BIN)/python benchmarks/extract.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
 	$(BIN)/python benchmarks/load.py $(DIR) $(if $(BASELINE),--baseline $(BASELINE)) --save
 	$(BIN)/python benchmarks/models.py $(if $(BASELINE),--baseline $(BASELINE)) --save
