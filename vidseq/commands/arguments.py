@@ -48,6 +48,10 @@ def regex(text):
 # %% ../../nbs/91_commands.arguments.ipynb #d2de2e80
 default = '(default: %(default)s)'
 folder = arg('folder', type=path, metavar='DIR')
+clips = arg('folder', type=path, metavar='DIR', help='folder of class folders, or an annotation file: a '
+            'table of file, start, end, label, or the export of an annotation tool')
+films = arg('--videos', type=path, metavar='DIR',
+            help='folder of the films of an annotation file (default: its own)')
 videos = arg('videos', type=path, nargs='+', metavar='PATH', help='video files, or folders of them')
 model = arg('model', type=path, metavar='MODEL',
             help='folder of a model that `vidseq train` or `learn.save_pretrained` wrote')

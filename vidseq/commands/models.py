@@ -8,8 +8,8 @@ __all__ = []
 # %% ../../nbs/94_commands.models.ipynb #ad5645e7
 import sys
 
-from .arguments import (arg, as_json, command, csv, default, folder, for_each, model, number, path,
-                                       pattern, real, same_groups, write_report_csv)
+from .arguments import (arg, as_json, clips, command, csv, default, films, for_each, model,
+                                       number, path, pattern, real, same_groups, write_report_csv)
 from ..files import check_output
 
 # %% ../../nbs/94_commands.models.ipynb #b1746c31
@@ -51,23 +51,24 @@ def _warn_of_sets(clips):
 
 @command('evaluate', 'Score a model on a folder of class folders: accuracy per video, with a confidence '
          'interval over groups. For a model that predicts a number, the names of the folders are numbers.',
-         model, folder, same_groups,
+         model, clips, films, same_groups,
          arg('--views', type=number(low=1, high=10_000), default=1,
              help=f'clips per video, whose probabilities are averaged {default}'),
          arg('--crops', type=int, default=1, choices=(1,3), help=f'crops per clip {default}'),
          pattern, as_json)
 def _evaluate(args, out):
-    from fastai.vision.all import parent_label
     from vidseq.data.clip import clip_tfm
-    from vidseq.data.loader import get_clips
+    from vidseq.data.moments import FolderClips, clips_of
     from vidseq.evaluate.scores import evaluate
     from vidseq.train.learner import epoch_lines
     with epoch_lines():
         learn = _load_model(args)
-        clips = get_clips(args.folder, clip_tfm(learn.dls.valid).pattern)
-        _warn_of_sets(clips)
-        dl = learn.dls.test_dl(clips, num_workers=0)
-        scores = evaluate(learn, dl, parent_label, args.views, args.crops, args.groups)
+        found = clips_of(args.folder, args.videos, args.groups, clip_tfm(learn.dls.valid).pattern)
+        is_folder = isinstance(found, FolderClips)
+        if is_folder: _warn_of_sets(found.clips)
+        dl = learn.dls.test_dl(found.clips, num_workers=0)
+        group = args.groups if is_folder else found.group
+        scores = evaluate(learn, dl, found.label, args.views, args.crops, group)
     classes = scores.per_class()
     if args.json: return out.json(scores.to_dict() | dict(classes=classes.to_dict('records')))
     table = classes.to_string(index=False, formatters=dict(accuracy='{:.1%}'.format))

@@ -8,8 +8,8 @@ __all__ = []
 # %% ../../nbs/92_commands.train.ipynb #74961b47
 from pathlib import Path
 
-from .arguments import (arg, command, default, folder, groups, number, path, pattern, real,
-                                       same_groups, write_csv)
+from .arguments import (arg, clips, command, default, films, folder, groups, number, path,
+                                       pattern, real, same_groups, write_csv)
 from ..files import check_output, safe_path
 
 # %% ../../nbs/92_commands.train.ipynb #4ddbd8c2
@@ -39,10 +39,7 @@ def _show_scores(out, study, folder):
 
 # %% ../../nbs/92_commands.train.ipynb #ea09be4e
 _train_args = (
-    arg('folder', type=path, metavar='DIR', help='folder of class folders, or an annotation file: a table of '
-        'file, start, end, label, or a format of an annotation tool'),
-    arg('--videos', type=path, metavar='DIR', help='folder of the films of an annotation file (default: its '
-        'own)'),
+    clips, films,
     arg('--out', type=path, help='folder for the results (default: vidseq-<name of DIR>)'),
     groups('regular expression for the group of a clip, searched in the file name: its first '
            'parenthesized part, or the whole match. Clips of one group are never in both training and '
