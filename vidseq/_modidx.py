@@ -3092,6 +3092,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vidseq.video.read.SeekError': ('video.read.html#seekerror', 'vidseq/video/read.py'),
                                    'vidseq.video.read._checked': ('video.read.html#_checked', 'vidseq/video/read.py'),
                                    'vidseq.video.read._decode_from': ('video.read.html#_decode_from', 'vidseq/video/read.py'),
+                                   'vidseq.video.read._index_until': ('video.read.html#_index_until', 'vidseq/video/read.py'),
                                    'vidseq.video.read._iter_from': ('video.read.html#_iter_from', 'vidseq/video/read.py'),
                                    'vidseq.video.read._needs_index': ('video.read.html#_needs_index', 'vidseq/video/read.py'),
                                    'vidseq.video.read._packets_from': ('video.read.html#_packets_from', 'vidseq/video/read.py'),

@@ -38,6 +38,12 @@ class SeekError(Exception): "Report that decoding from a keyframe did not give t
 
 decoded_from_start = Counter() # reason -> how often frames were decoded from the beginning of a file
 
+def _index_until(path, last):
+    "Return the index of a video; raise `SeekError` if it does not have frame `last`"
+    index = frame_index(path)
+    if index is None or len(index['pts']) <= last: raise SeekError('the index does not fit')
+    return index
+
 def _packets_from(packets, pts, dts):
     "Yield the packets from the keyframe with these timestamps on"
     for packet in packets:
@@ -92,7 +98,7 @@ def _read_by_index(path, numbers, info, to_rgb):
     runs = plan_reads(numbers, info.keyframes)
     if len(info.keyframes) == 1: return None
     to_rgb.wh = scaled_size(*_raw_size(info), to_rgb.size) # of the first frame, which may not be decoded
-    try: arrays = _read_runs(path, runs, frame_index(path), to_rgb)
+    try: arrays = _read_runs(path, runs, _index_until(path, numbers[-1]), to_rgb)
     except (av.FFmpegError, SeekError, VideoError) as e: # decoding from the beginning gives the reason
         decoded_from_start[str(e) if isinstance(e, SeekError) else 'an error after a seek'] += 1
         return None
@@ -161,7 +167,7 @@ def read_frames(path:str|Path, # Video file
 def _stream_from(path, info, key, first, to_rgb):
     "Yield number and `StreamedFrame` from frame `first` on, decoded from keyframe number `key` on"
     to_rgb.wh = scaled_size(*_raw_size(info), to_rgb.size)
-    index = frame_index(path)
+    index = _index_until(path, first)
     def is_wanted(pts): return pts is not None and pts >= index['pts'][first]
     with open_video(path) as opened:
         for i,frame in _iter_from(path, opened, index, key, is_wanted): yield i,StreamedFrame(frame, to_rgb)
