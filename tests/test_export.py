@@ -29,11 +29,11 @@ video = partial(VideoModel, **kw)
 fast = {
     'frame average': (partial(SimpleModel, resnet18, **kw), 4, 32),
     'bidirectional lstm of two layers': (partial(small, num_rnn_layers=2, bidirectional=True), 4, 32),
-    'convlstm of two layers':
-        (partial(ConvLSTMModel, resnet18, hidden_size=8, num_rnn_layers=2, **kw), 4, 64),
     'small 3d': (partial(Conv3dModel, 3), 16, 32),
 }
 slow = {
+    'convlstm of two layers':
+        (partial(ConvLSTMModel, resnet18, hidden_size=8, num_rnn_layers=2, **kw), 4, 64),
     'mc3_18': (partial(video, mc3_18), 8, 32),
     'bidirectional gru of two layers':
         (partial(small, num_rnn_layers=2, bidirectional=True, rnn=nn.GRU), 4, 32),

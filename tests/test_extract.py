@@ -103,7 +103,9 @@ def spawn(): return ProcessPoolExecutor(2, multiprocessing.get_context('spawn'))
 
 executors = dict(dask=dask, threads=threads, spawn=spawn, local=lambda: None)
 
-@pytest.mark.parametrize('name', executors)
+slow_to_start = pytest.param('dask', marks=pytest.mark.slow)
+
+@pytest.mark.parametrize('name', [slow_to_start, *list(executors)[1:]])
 def test_executors(name, few, tmp_path, recwarn, capfd):
     clips,report,expected = few
     pool = executors[name]()
