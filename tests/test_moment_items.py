@@ -108,6 +108,18 @@ def test_caches(files, moment, tmp_path):
     with pytest.raises(VideoError, match='has 4.80 seconds'): ImageTupleTfm(8).encodes(Moment(files[0], 5, 6))
 
 
+def test_many_moments_in_one_pass(files, tmp_path):
+    "Moments of one film are decoded together; one that is beyond the film is named, the others are kept"
+    moments = [Moment(files[0], i/25, (i+5)/25) for i in range(0, 110, 3)]
+    store = FrameMemmap.fill(tmp_path, [Moment(files[0], 5, 6), *moments, files[1]], n_workers=0)
+    assert [o for o in store.report.reason if o] == [str(o) for o in store.report.reason[:1]]
+    assert 'has 4.80 seconds' in store.report.reason[0]
+    want = list(map(np.asarray, extract_frames(files[0])))
+    for k,moment in enumerate(moments):
+        got = store.read(moment)[0].transpose(0,2,3,1) # n,3,H,W -> n,H,W,3
+        np.testing.assert_equal(got, np.stack(want[3*k:3*k+5]))
+
+
 def test_folder_of_frames(files, tmp_path):
     "Read a moment of a film that was extracted: its rate is known, or given"
     frames = FrameCache.fill(tmp_path, [files[0]], n_workers=0)(files[0])

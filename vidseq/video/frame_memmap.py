@@ -23,7 +23,7 @@ from vidseq.video.decode import VideoError
 from vidseq.video.frame_cache import FrameCache
 from vidseq.video.info import decode_video, video_info
 from vidseq.video.moment import Moment
-from vidseq.video.read import read_arrays
+from vidseq.video.read import read_windows
 
 # %% ../../nbs/13_video.frame_memmap.ipynb #c4c4baad
 def _kept_frames(n, n_frames):
@@ -31,23 +31,49 @@ def _kept_frames(n, n_frames):
     if n_frames is None or n_frames >= n: return range(n)
     return np.linspace(0, n-1, n_frames).round().astype(int)
 
-def _decode_moment(moment, size, n_frames):
-    "Return the frames n,3,H,W of a moment and facts about them"
-    info = video_info(moment.path)
-    part = moment.part(info)
-    wanted = list(_kept_frames(part.frames, n_frames))
-    arrays = read_arrays(moment.path, [part.first+i for i in wanted], size, info=info)
-    frames = np.stack([o[...,:3].transpose(2,0,1) for o in arrays]) # H,W,3 or H,W,4 -> 3,H,W
-    return frames, dict(frames=len(wanted), fps=info.fps*len(wanted)/part.frames, missing=info.missing,
-                        times=part.times and [part.times[i] for i in wanted])
+def _stack(arrays): return np.stack([o[...,:3].transpose(2,0,1) for o in arrays]) # H,W,3 or H,W,4 -> 3,H,W
+
+def _moment_facts(info, part, wanted):
+    return dict(frames=len(wanted), fps=info.fps*len(wanted)/part.frames, missing=info.missing,
+                times=part.times and [part.times[i] for i in wanted])
+
+def _decode_moments(moments, size, n_frames):
+    "Return what `_decode_frames` does for each of some moments of one film, which is decoded in one pass"
+    info = video_info(moments[0].path)
+    parts = [o.part(info) for o in moments]
+    wanted = [list(_kept_frames(o.frames, n_frames)) for o in parts]
+    windows = [[part.first+i for i in o] for part,o in zip(parts, wanted)]
+    clips = read_windows(moments[0].path, windows, size, info)
+    return [(_stack(clip), _moment_facts(info, *o)) for clip,*o in zip(clips, parts, wanted)]
+
+def _decode_group(paths, size, n_frames):
+    "Return the results of `_decode_frames` for one video, or for some moments of one film"
+    moments = [Moment.of(o) for o in paths]
+    if moments[0] is None: return [_decode_frames(paths[0], size, n_frames)]
+    try: return _decode_moments(moments, size, n_frames)
+    except VideoError as e:
+        if len(paths) == 1: return [e]
+    return [o for path in paths for o in _decode_group([path], size, n_frames)] # to find the bad one
+
+_together = 32 # moments that are decoded together, a bound for the memory
+
+def group_by_film(paths)->list: # Lists of positions
+    "Group the positions of moments by film and time, up to 32 together; a video is alone"
+    moments = [Moment.of(o) for o in paths]
+    def place(i): return (moments[i].path, moments[i].start) if moments[i] else (paths[i], 0)
+    groups = []
+    for i in sorted(range(len(paths)), key=place):
+        last = groups[-1] if groups else []
+        is_same = last and moments[i] and moments[last[0]] and moments[i].path == moments[last[0]].path
+        if is_same and len(last) < _together: last.append(i)
+        else: groups.append([i])
+    return groups
 
 def _decode_frames(path, size, n_frames):
     """Return the frames n,3,H,W of a video and facts about them, or its `VideoError`
 
     All frames are decoded, so that a damaged file is found."""
-    moment = Moment.of(path)
     try:
-        if moment: return _decode_moment(moment, size, n_frames)
         info = video_info(path)
         wanted = {int(i): k for k,i in enumerate(_kept_frames(info.frames, n_frames))}
         frames = []
@@ -139,17 +165,21 @@ class FrameMemmap(FileIndex):
         "Decode and add what is missing; return path -> `VideoError` for unreadable videos"
         keys,failed = [file_key(o) for o in videos],{}
         todo = [i for i,o in enumerate(self.find(videos, keys)) if o is None]
-        decode = partial(_decode_frames, size=self.size, n_frames=self.n_frames)
-        missing = [videos[i] for i in todo]
-        with closing(parallel_iter(decode, missing, executor, n_workers, name='decoded')) as done:
-            for n,res in done:
-                path,key = videos[todo[n]],keys[todo[n]]
-                if isinstance(res, VideoError):
-                    failed[path] = res
-                    continue
-                self.write(path, key, *res)
-                if res[1]['missing']: print(f'Incomplete: {path}: {res[1]["missing"]}.')
+        groups = [[todo[k] for k in o] for o in group_by_film([videos[i] for i in todo])]
+        decode = partial(_decode_group, size=self.size, n_frames=self.n_frames)
+        jobs = [[videos[i] for i in o] for o in groups]
+        with closing(parallel_iter(decode, jobs, executor, n_workers, name='decoded')) as done:
+            for n,results in done:
+                for i,res in zip(groups[n], results): self._store(videos[i], keys[i], res, failed)
         return failed
+
+    def _store(self, path, key, res, failed):
+        "Write the frames of a video, or note its error"
+        if isinstance(res, VideoError):
+            failed[path] = res
+            return
+        self.write(path, key, *res)
+        if res[1]['missing']: print(f'Incomplete: {path}: {res[1]["missing"]}.')
 
     @property
     def videos(self):

@@ -152,6 +152,16 @@ def read_arrays(path, idxs, size=None, interpolation='bilinear', info=None):
         arrays = _read_from_start(path, numbers, converter())
     return [arrays[i] for i in idxs]
 
+# %% ../../nbs/12_video.read.ipynb #27d7f435
+def read_windows(path, # Video file
+                 windows, # Lists of frame numbers
+                 size=None, # Scale the short side to `size` pixels
+                 info=None, # Result of `video_info`
+                )->list: # A list of arrays for each window, as of `read_arrays`
+    "Return the frames of several windows of a video, decoded in one pass from keyframe to keyframe"
+    arrays = iter(read_arrays(path, [i for o in windows for i in o], size, info=info))
+    return [list(islice(arrays, len(o))) for o in windows]
+
 # %% ../../nbs/12_video.read.ipynb #30ebdbd9
 def read_frames(path:str|Path, # Video file
                 idxs, # Frame numbers from 0 in display order; any order, repeats allowed
