@@ -205,5 +205,6 @@ def test_twenty_epochs_do_not_grow(videos, memmap, kwargs, stored):
         tensors(dl)
         sizes.append((psutil.Process().memory_info().rss, n_descriptors()))
     memory,descriptors = np.array(sizes).T
-    assert descriptors[-1] <= descriptors[4]+2
+    # those of an ended epoch are closed in the next one, so that even and odd epochs differ
+    assert max(descriptors[10:]) <= max(descriptors[2:10])+2
     assert memory[-5:].mean() <= memory[4:9].mean()+8*2**20
