@@ -40,6 +40,15 @@ def clip_name(moment, label):
     times = f'{seconds_text(moment.start)}_{seconds_text(moment.end)}'
     return f'{safe}/{Path(moment.path).stem}_{times}.avi'
 
+def _check_names(jobs):
+    "Raise `ValueError` if two moments would be written to one file"
+    seen = {}
+    for job in jobs:
+        other = seen.setdefault(clip_name(*job), job)
+        if other == job: continue
+        raise ValueError(f'{job[0]}: would have the file name {clip_name(*job)}, as {other[0]}. '
+                         'Rename a film or a label.')
+
 def _cut_clip(job, out, quality):
     "Write a moment to a file; return the problem, '' if there is none"
     moment,label = job
@@ -62,6 +71,7 @@ def moments_to_clips(table, # Annotation file (see `read_moments`), or a table o
     "Write each moment as a video in a class folder, at the mean frame rate of its film"
     df,out = load_moments(table, path, None, overlaps),Path(out)
     jobs = [(Moment(Path(path)/f, a, b), l) for f,a,b,l in zip(df.file, df.start, df.end, df.label)]
+    _check_names(jobs)
     write = partial(_cut_clip, out=out, quality=quality)
     reasons = parallel_map(write, jobs, n_workers=n_workers, name='cut')
     for o in filter(None, reasons): print(f'Skipped: {o}')
