@@ -39,7 +39,7 @@ def check_clips(paths, path, where, pattern=None, skip_bad=False):
     bad = [i for i,o in enumerate(files) if problems[o]]
     if not bad or skip_bad and len(bad) < len(paths): return
     i,first_bad = bad[0],Path(files[bad[0]])
-    found = _file_problem(first_bad, pattern) + ('' if where(i) == paths[i] else f' ({where(i)})')
+    found = problems[files[i]] + ('' if where(i) == paths[i] else f' ({where(i)})')
     todo = (f'{_similar_file(first_bad)}{len(bad)} of {len(paths)} clips are missing or empty '
             f'({preview_list(paths[bad])}). Extract or download them again, or remove them from the list.')
     raise VideoError(first_bad, found, todo)

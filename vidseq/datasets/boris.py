@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/28_datasets.boris.ipynb #f440fac7
 import re
 
-from .moment_files import csv_text
+from .moment_files import csv_text, plain_cell
 from .moment_source import shown
 from .moment_table import MomentRow, MomentFormat
 from ..files import safe_cell, safe_path
@@ -40,7 +40,7 @@ def _events(source):
     for line,cells in source.rows[i+1:]:
         if len(cells) < len(names):
             raise source.error(f'line {line}', f'{len(cells)} cells', f'Give {len(names)}.')
-        yield line,dict(zip(names, (re.sub(r"^'(?=[=+\-@])", '', o.strip()) for o in cells)))
+        yield line,dict(zip(names, map(plain_cell, cells)))
 
 def _aggregated(source):
     for line,row in _events(source):

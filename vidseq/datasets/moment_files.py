@@ -33,7 +33,7 @@ def _table_header(source):
         if o and names.count(o) > 1: raise source.error(where, f'several columns {shown(o)}', 'Rename one.')
     return names,times
 
-def _plain_cell(text):
+def plain_cell(text):
     "Return a cell without the quote that protects spreadsheets from formulas"
     text = text.strip()
     return text[1:] if text[:1] == "'" and text[1:2] in tuple('=+-@\t\r') else text
@@ -43,7 +43,7 @@ def _read_cells(source, line, names, cells):
     if len(cells) > len(names) and any(map(str.strip, cells[len(names):])):
         found = f'{len(cells)} cells, but there are {len(names)} columns'
         raise source.error(f'line {line}', found, 'Put quotes around cells that contain the separator.')
-    cells = [_plain_cell(o) for o in cells]
+    cells = [plain_cell(o) for o in cells]
     return dict(zip(names, cells + ['']*(len(names)-len(cells))))
 
 def _read_table(source, labels=None):

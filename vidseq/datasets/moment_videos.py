@@ -18,6 +18,7 @@ from .moment_source import shown
 from ..files import check_range, preview_list
 from ..video.decode import get_videos
 from ..video.info import video_info
+from ..video.moment import end_tolerance
 
 # %% ../../nbs/27_datasets.moment_videos.ipynb #3c6feb84
 def _spellings(name):
@@ -91,11 +92,11 @@ def by_rate(df, fps):
     check_range('fps', fps, above=0, whole=False)
     return frames_to_seconds(df, lambda file, i: i/fps)
 
-def cut_at_end(df, durations, places, tolerance=.5):
-    "Return the table with all ends within the videos; raise `ValueError` beyond `tolerance` seconds"
+def cut_at_end(df, durations, places):
+    "Return the table with all ends within the videos; raise `ValueError` beyond `end_tolerance` seconds"
     known = {k: np.inf if o is None else o for k,o in durations.items()}
     limits = df.file.map(known).to_numpy(float)
-    late = df.end.to_numpy(float) > limits+tolerance
+    late = df.end.to_numpy(float) > limits+end_tolerance
     if late.any():
         i = int(late.argmax())
         raise ValueError(f'{places(i)}: the moment ends at {df.end.iloc[i]:.3f} s, but '

@@ -33,9 +33,10 @@ def _kept_frames(n, n_frames):
 
 def _stack(arrays): return np.stack([o[...,:3].transpose(2,0,1) for o in arrays]) # H,W,3 or H,W,4 -> 3,H,W
 
-def _moment_facts(info, part, wanted):
-    return dict(frames=len(wanted), fps=info.fps*len(wanted)/part.frames, missing=info.missing,
-                times=part.times and [part.times[i] for i in wanted])
+def _clip_facts(video, wanted, missing):
+    "Return facts about the frames `wanted` of a video or moment with `frames`, `fps` and `times`"
+    return dict(frames=len(wanted), fps=video.fps*len(wanted)/max(video.frames, 1),
+                times=video.times and [video.times[i] for i in wanted], missing=missing)
 
 def _decode_moments(moments, size, n_frames):
     "Return what `_decode_frames` does for each of some moments of one film, which is decoded in one pass"
@@ -44,7 +45,7 @@ def _decode_moments(moments, size, n_frames):
     wanted = [list(_kept_frames(o.frames, n_frames)) for o in parts]
     windows = [[part.first+i for i in o] for part,o in zip(parts, wanted)]
     clips = read_windows(moments[0].path, windows, size, info)
-    return [(_stack(clip), _moment_facts(info, *o)) for clip,*o in zip(clips, parts, wanted)]
+    return [(_stack(clip), _clip_facts(*o, info.missing)) for clip,*o in zip(clips, parts, wanted)]
 
 def _decode_group(paths, size, n_frames):
     "Return the results of `_decode_frames` for one video, or for some moments of one film"
@@ -75,15 +76,13 @@ def _decode_frames(path, size, n_frames):
     All frames are decoded, so that a damaged file is found."""
     try:
         info = video_info(path)
-        wanted = {int(i): k for k,i in enumerate(_kept_frames(info.frames, n_frames))}
+        wanted = dict.fromkeys(map(int, _kept_frames(info.frames, n_frames)))
         frames = []
         def keep(i, frame):
-            if i in wanted: frames.append(frame[...,:3].transpose(2,0,1)) # H,W,3 or H,W,4 -> 3,H,W
+            if i in wanted: frames.append(frame)
         found = decode_video(path, keep, size, 'rgba' if size else 'rgb24') # as `read_arrays`
     except VideoError as e: return e
-    times = found.times and [found.times[i] for i in wanted if i < found.frames]
-    fps = found.fps*len(frames)/max(found.frames, 1)
-    return np.stack(frames), dict(frames=len(frames), fps=fps, times=times, missing=found.missing)
+    return _stack(frames), _clip_facts(found, [i for i in wanted if i < found.frames], found.missing)
 
 class StoredClip:
     "Hold a clip of a `FrameMemmap` whose pixels are not read yet"

@@ -21,21 +21,23 @@ def seconds_text(x): # Seconds, to a millionth
     "Return seconds as text without needless zeros: 2.50 -> '2.5'"
     return f'{x:.6f}'.rstrip('0').rstrip('.')
 
+end_tolerance = .5 # seconds beyond a video: annotation tools round its length
+
 def frame_at(seconds:float, # Time from the first frame
              info, # Number `frames`, rate `fps` and `times` (or None) of the frames of a film
             )->int: # 0 to `info.frames`
     "Return the number of the frame boundary that is nearest to a time; boundary n is before frame n"
     if not info.times: return min(math.floor(seconds*info.fps+.5+1e-6), info.frames)
-    return bisect_right(_middles(info.times), seconds+1e-6)
+    seconds += 1e-6
+    n = bisect_right(info.times, seconds) # of the frames shown until then, the last may be the nearer one
+    return n if n == 0 or seconds >= _middle(info.times, n-1) else n-1
 
-def _middles(times):
-    "Return the times halfway to the next frame; the last frame is shown as long as the one before"
-    last = times[-1]-times[-2] if len(times) > 1 else 0
-    return [(a+b)/2 for a,b in zip(times, [*times[1:], times[-1]+last])]
+def _middle(times, i):
+    "Return the time halfway to the frame after `i`; the last frame is shown as long as the one before"
+    if i+1 < len(times): return (times[i]+times[i+1])/2
+    return times[i] + (times[i]-times[i-1] if i else 0)/2
 
 # %% ../../nbs/12_video.moment.ipynb #e3fbe82c
-_tolerance = .5 # seconds: annotation tools round the length of a video
-
 class Moment(str):
     "Represent the part of a video from `start` to `end` seconds, as text: 'film.mp4#t=1,2.5'"
     def __new__(cls, path, # Video file, or folder of frames with a known frame rate
@@ -71,7 +73,7 @@ class Moment(str):
 
     def _check_within(self, info, first):
         length = info.times[-1]+1/info.fps if info.times else info.frames/info.fps
-        if first < info.frames and self.end <= length+_tolerance: return
+        if first < info.frames and self.end <= length+end_tolerance: return
         raise VideoError(self, f'the video has {length:.2f} seconds', 'Correct the times, or the file.')
 
 # %% ../../nbs/12_video.moment.ipynb #1cd8f7b3

@@ -67,6 +67,14 @@ def _split_by_length(data, n):
         i = end
     return units if i == len(data) else None
 
+def _length_bytes(extradata, place):
+    "Return the bytes of the length before each NAL unit, stored at `place` of a record; 0 for start codes"
+    return (extradata[place]&3)+1 if extradata[:1] == b'\1' else 0
+
+def _avc_lengths(extradata): return _length_bytes(extradata, 4)
+
+def _hevc_lengths(extradata): return _length_bytes(extradata, 21)
+
 def _split_units(data, n):
     "Return the NAL units of `data`, divided by start codes if `n` is 0, else by their lengths"
     if n: return _split_by_length(data, n)
@@ -128,9 +136,8 @@ def _parameter_sets(record):
 
 def _h264_rule(extradata):
     "Return the rule for H.264: a packet with one first slice is a frame, unless fields are allowed"
-    in_record = extradata[:1] == b'\1' # with lengths instead of start codes
-    n_length = (extradata[4]&3)+1 if in_record else 0
-    first_units = _parameter_sets(extradata) if in_record else _split_units(extradata, 0)
+    n_length = _avc_lengths(extradata)
+    first_units = _parameter_sets(extradata) if n_length else _split_units(extradata, 0)
     sets = set() # sequence parameter sets; the decoder may drop frames where they change
     def is_plain(units):
         found = {o.rstrip(b'\0') for o in units if o[0]&31 == 7} - sets
@@ -148,7 +155,7 @@ _end_of_sequence = {36,37} # pictures after it may be dropped
 
 def _hevc_rule(extradata):
     "Return the rule for H.265: a packet with one first slice is a frame, unless a parameter set changes"
-    n_length = (extradata[21]&3)+1 if extradata[:1] == b'\1' else 0
+    n_length = _hevc_lengths(extradata)
     sets = set()
     def rule(packet):
         units = _split_units(bytes(packet), n_length) or []
@@ -228,12 +235,12 @@ _rules = dict(mpeg4=_Mpeg4Rule, mpeg1video=_mpeg2_rule, mpeg2video=_mpeg2_rule, 
 # %% ../../nbs/11_video.packets.ipynb #d8d72e1c
 def _starts_at_idr(extradata):
     "Return whether a packet of H.264 has an IDR picture"
-    n = (extradata[4]&3)+1 if extradata[:1] == b'\1' else 0
+    n = _avc_lengths(extradata)
     return lambda packet: any(o[0]&31 == 5 for o in _split_units(bytes(packet), n) or [])
 
 def _starts_at_irap(extradata):
     "Return whether a packet of H.265 has a picture for random access: BLA, IDR or CRA"
-    n = (extradata[21]&3)+1 if extradata[:1] == b'\1' else 0
+    n = _hevc_lengths(extradata)
     return lambda packet: any(16 <= o[0]>>1 <= 21 for o in _split_units(bytes(packet), n) or [])
 
 def _starts_anywhere(extradata): return lambda packet: True

@@ -21,13 +21,17 @@ from .info import frame_index, video_info
 # %% ../../nbs/12_video.read.ipynb #57fabde0
 _seek_gap = 8 # frames; decoding them takes no longer than seeking
 
+def last_keyframe(keyframes, i):
+    "Return the last of the sorted `keyframes` that is not after frame `i`"
+    return keyframes[bisect_right(keyframes, i)-1]
+
 def plan_reads(numbers, # Frame numbers, sorted, each once
                keyframes, # Numbers of the frames at which decoding can start, sorted, from 0
               )->list: # (number of the first decoded frame, frame numbers to take) of each run
     "Divide frame numbers into runs of decoding that start at the last keyframe before their first number"
     runs = []
     for i in numbers:
-        key = keyframes[bisect_right(keyframes, i)-1]
+        key = last_keyframe(keyframes, i)
         is_near = runs and key <= runs[-1][1][-1]+1+_seek_gap
         if is_near: runs[-1][1].append(i)
         else: runs.append((key, [i]))
@@ -37,6 +41,12 @@ def plan_reads(numbers, # Frame numbers, sorted, each once
 class SeekError(Exception): "Report that decoding from a keyframe did not give the frames of the index"
 
 decoded_from_start = Counter() # reason -> how often frames were decoded from the beginning of a file
+
+_seek_errors = av.FFmpegError,SeekError,VideoError
+
+def _count_failure(e):
+    "Count an error after a seek; decoding from the beginning tells whether the file is damaged"
+    decoded_from_start[str(e) if isinstance(e, SeekError) else 'an error after a seek'] += 1
 
 def _index_until(path, last):
     "Return the index of a video; raise `SeekError` if it does not have frame `last`"
@@ -95,15 +105,13 @@ def _raw_size(info):
 
 def _read_by_index(path, numbers, info, to_rgb):
     "Return number -> converted frame; None if the file must be decoded from its beginning"
-    runs = plan_reads(numbers, info.keyframes)
     if len(info.keyframes) == 1: return None
+    runs = plan_reads(numbers, info.keyframes)
     to_rgb.wh = scaled_size(*_raw_size(info), to_rgb.size) # of the first frame, which may not be decoded
     try: arrays = _read_runs(path, runs, _index_until(path, numbers[-1]), to_rgb)
-    except (av.FFmpegError, SeekError, VideoError) as e: # decoding from the beginning gives the reason
-        decoded_from_start[str(e) if isinstance(e, SeekError) else 'an error after a seek'] += 1
-        return None
+    except _seek_errors as e: return _count_failure(e)
     if len(arrays) == len(numbers): return arrays
-    decoded_from_start['frames are missing after a seek'] += 1
+    return _count_failure(SeekError('frames are missing after a seek'))
 
 # %% ../../nbs/12_video.read.ipynb #d7b25f9a
 class EarlyEndError(VideoError):
@@ -190,7 +198,7 @@ def stream_range(path, # Video file
                  interpolation:str='bilinear', # Filter for scaling: 'bilinear' or 'bicubic'
                 ): # Generator of `StreamedFrame`s
     "Yield frames `first` to `stop` of a video in display order, from the last keyframe before them"
-    key,n = info.keyframes[bisect_right(info.keyframes, first)-1],first
+    key,n = last_keyframe(info.keyframes, first),first
     try:
         to_rgb = FrameConverter(path, size, 'rgba' if size else 'rgb24', interpolation)
         for i,frame in _stream_from(path, info, key, first, to_rgb) if key else ():
@@ -198,5 +206,5 @@ def stream_range(path, # Video file
             if i >= first:
                 yield frame
                 n = i+1
-    except (av.FFmpegError, SeekError, VideoError): decoded_from_start['an error after a seek'] += 1
+    except _seek_errors as e: _count_failure(e)
     yield from islice(stream_frames(path, size, interpolation), n, stop)
