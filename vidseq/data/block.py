@@ -101,33 +101,33 @@ def _check_loader_options(options, is_table):
 
 @delegates(DataLoaders.from_dblock, but=['dblock','source'])
 def dls_from_items(cls, items, paths, labels, get_x=None, get_y=None,
-                where=None, # Function from the index of a clip to its place, for error messages
-                rule=None, # `SplitRule`, instead of `splitter`
-                is_table=False, # Print what the labels are
-                largest_bs=64, # Default of `bs` for large data sets
-                path='.', # Folder in which the learner saves its models
-                valid_pct:float=0.2, # Share of the clips for validation
-                seed:int=None, # The same clips and seed give the same split
-                group=None, # Function from a path to its group, or a regular expression for `group_by`
-                splitter=None, # Splitter of the paths, instead of `default_splitter`
-                train:str=None, # Name of the folder of training clips; default: `train` or similar
-                valid:str=None, # Name of the folder of validation clips; default: `valid`, `val` or similar
-                bs:int=None, # Clips in a batch; default: 64, fewer for small data sets
-                seq_len:int=16, # Frames in a clip
-                image_size:int|tuple=None, # Size of the crop; default: 112, or that of a pretrained encoder
-                sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
-                fps:float=None, # Frame rate of folders of frames and of a `cache`
-                pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
-                item_tfms=None, # Item transforms, instead of `Resize(image_size)`
-                batch_tfms=None, # Batch transforms, for example `aug_transforms()`
-                normalize:bool=True, # Normalize with ImageNet's mean and standard deviation
-                y_block=None, # Block of the labels; by default inferred from them
-                vocab:list=None, # Classes in order; by default all labels, sorted
-                img_cls=PILImage, # `PILImageBW` for gray frames
-                missing_ok:bool=False, # Allow classes without training clips, for a subset of a data set
-                cache:Path=None, # 'frames' (jpgs), 'memmap' (bytes), a folder for jpgs, or a filled cache
-                skip_bad:bool=False, # Replace a clip that cannot be read by the next with the same label
-                **kwargs):
+                   where=None, # Function from the index of a clip to its place, for error messages
+                   rule=None, # `SplitRule`, instead of `splitter`
+                   is_table=False, # Print what the labels are
+                   largest_bs=64, # Default of `bs` for large data sets
+                   path='.', # Folder in which the learner saves its models
+                   valid_pct:float=0.2, # Share of the clips for validation
+                   seed:int=None, # The same clips and seed give the same split
+                   group=None, # Function from a path to its group, or a regular expression for `group_by`
+                   splitter=None, # Splitter of the paths, instead of `default_splitter`
+                   train:str=None, # Name of the folder of training clips; default: `train` or similar
+                   valid:str=None, # Name of the folder of validation clips; default: `valid` or similar
+                   bs:int=None, # Clips in a batch; default: 64, fewer for small data sets
+                   seq_len:int=16, # Frames in a clip
+                   image_size:int|tuple=None, # Size of the crop; default: 112, or that of pretrained weights
+                   sampler=spread_frames, # Function that chooses frame numbers, e.g. `window_frames`
+                   fps:float=None, # Frame rate of folders of frames and of a `cache`
+                   pattern:str=None, # Pattern of the file names in folders of frames, such as `'img_*.jpg'`
+                   item_tfms=None, # Item transforms, instead of `Resize(image_size)`
+                   batch_tfms=None, # Batch transforms, for example `aug_transforms()`
+                   normalize:bool=True, # Normalize with ImageNet's mean and standard deviation
+                   y_block=None, # Block of the labels; by default inferred from them
+                   vocab:list=None, # Classes in order; by default all labels, sorted
+                   img_cls=PILImage, # `PILImageBW` for gray frames
+                   missing_ok:bool=False, # Allow classes without training clips, for a subset of a data set
+                   cache:Path=None, # 'frames' (jpgs), 'memmap' (bytes), a folder for jpgs, or a filled cache
+                   skip_bad:bool=False, # Replace a clip that cannot be read by the next with the same label
+                   **kwargs):
     "Create `DataLoaders` from `items`; `paths` and `labels` are the results of `get_x` and `get_y`"
     _check_loader_options(kwargs, is_table)
     paths = L(paths)
@@ -247,7 +247,7 @@ class VideoDataLoaders(DataLoaders):
         labels = read_label_columns(df, get_y)
         df = df.astype(object) # a row of an integer and a float column would be floats
         return dls_from_items(cls, df, paths, labels, get_x, get_y, where, is_table=True, path=path,
-                           splitter=splitter, **kwargs)
+                              splitter=splitter, **kwargs)
 
     @classmethod
     @delegates(from_df)
