@@ -91,7 +91,8 @@ _member_fields = dict(head=one_of('linear','stats','attentive','recurrent','conv
 def _member(o): return check_fields(_member_fields, dict(weight=1) | o, 'member')
 _recurrent = _frame_model | dict(num_rnn_layers=_length, dropout=_share)
 models = (
-    _table('vidseq.models.frame_models', 'SimpleModel', grid=whole(0, 32), **_frame_model)
+    _table('vidseq.models.frame_models', 'SimpleModel', grid=whole(0, 32), shift=real(0, .5), causal=flag,
+           **_frame_model)
     | _table('vidseq.models.frame_models', 'RNNModel', grid=whole(0, 32), rnn=named(rnns),
              hidden_size=optional(_width), bidirectional=flag, **_recurrent)
     | _table('vidseq.models.frame_models', 'ConvLSTMModel', hidden_size=_width, kernel_size=whole(1, 255),
@@ -99,7 +100,7 @@ models = (
     | _table('vidseq.models.streams', 'StreamModel', arch=named(image_networks, with_timm=True),
              n_out=_common['n_out'], members=list_of(_member, 1, 100), grid=whole(1, 32),
              chunk=optional(_width), checkpoint=flag)
-    | _table('vidseq.models.conv3d', 'Conv3dModel', width=_width, ps=_share, **_common)
+    | _table('vidseq.models.conv3d', 'Conv3dModel', width=_width, ps=_share, causal=flag, **_common)
     | _table('vidseq.models.conv3d', 'VideoModel', arch=named(video_networks), ps=optional(_share), **_common)
     | _table('vidseq.models.vit', 'TimeSformerViT', arch=named(vision_transformers, with_timm=True),
              num_frames=_pixels, block=named(blocks), drop_path=_share, ps=_share, checkpoint=flag,

@@ -13,6 +13,7 @@ from torchvision.models import video
 from torchvision.models.video import MViT, S3D, SwinTransformer3d, VideoResNet, r3d_18
 from torchvision.ops import Permute
 
+from .causal import Remembers
 from .config import records_config
 from .encoders import create_published, resize_positions
 from .layers import stack_frames, subtract_mean
@@ -28,8 +29,19 @@ def per_frame_logits(logits:torch.Tensor, # B,t,`n_out`
     return logits.transpose(1,2)
 
 # %% ../../nbs/45_models.conv3d.ipynb #75d7c230
-def _conv3d_block(n_in, n_out, stride):
-    conv = nn.Conv3d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
+class _CausalConv3d(Remembers):
+    "Convolve over space and over this and the two frames before it: B,C,T,H,W -> B,F,T,h,w"
+    def __init__(self, n_in, n_out, stride):
+        self.conv = nn.Conv3d(n_in, n_out, 3, stride=stride, padding=(0,1,1), bias=False)
+    def forward(self, x): return self.conv(self.with_earlier(x, 2, dim=2))
+
+class _FrameChange(Remembers):
+    "Subtract from each frame B,T,C,H,W the one before it"
+    def forward(self, x): return x - self.with_earlier(x, 1)[:,:-1]
+
+def _conv3d_block(n_in, n_out, stride, causal):
+    if causal: conv = _CausalConv3d(n_in, n_out, (1, *stride[1:]))
+    else: conv = nn.Conv3d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm3d(n_out), nn.ReLU(inplace=True))
 
 class _MeanPool(Module):
@@ -45,18 +57,27 @@ class Conv3dModel(Module):
                  width:int=16, # Channels of the first layer; the last has four times as many
                  ps:float=0.2, # Dropout before the classifier
                  per_frame:bool=False, # Return the logits of each frame
+                 causal:bool=False, # Look at earlier frames only, for streams
                 ):
         self.per_frame = per_frame
         widths = [n_in*2, width, width*2, width*4, width*4]
         strides = [(1,2,2), (1,2,2), (2,2,2), (2,2,2)] # motion spans few frames: reduce T late
-        self.encoder = nn.Sequential(*[_conv3d_block(*o) for o in zip(widths, widths[1:], strides)])
+        self.encoder = nn.Sequential(*[_conv3d_block(*o, causal) for o in zip(widths, widths[1:], strides)])
         self.head = nn.Sequential(_MeanPool(per_frame), nn.Dropout(ps), nn.Linear(widths[-1], n_out))
+        self.change = _FrameChange() if causal else None
+
+    @property
+    def is_causal(self):
+        "Return whether the output for a frame depends on no later frame, see `causal_step`"
+        return self.per_frame and self.change is not None
 
     def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
         x = stack_frames(x)
-        x_moving = torch.cat([x, subtract_mean(x)], dim=2) # B,T,2*C,H,W
+        change = self.change(x) if self.change else subtract_mean(x)
+        x_moving = torch.cat([x, change], dim=2) # B,T,2*C,H,W
         logits = self.head(self.encoder(x_moving.transpose(1,2))) # B,T,2*C,H,W -> B,2*C,T,H,W for Conv3d
-        return per_frame_logits(logits, x.shape[1]) if self.per_frame else logits
+        is_shorter = self.per_frame and not self.change
+        return per_frame_logits(logits, x.shape[1]) if is_shorter else logits
 
 # %% ../../nbs/45_models.conv3d.ipynb #c2d789a8
 class _S3DPool(Module):

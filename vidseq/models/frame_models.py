@@ -7,27 +7,53 @@ __all__ = ['simple_splitter', 'rnnmodel_splitter', 'SimpleModel', 'RNNModel', 'C
 
 # %% ../../nbs/44_models.frame_models.ipynb #2269451f
 import torch
-from fastai.vision.all import LinBnDrop, Module, apply_init, create_head, delegates, nn, params, resnet34
+from fastai.vision.all import LinBnDrop, apply_init, create_head, delegates, nn, params, resnet34
 
+from .causal import Remembers
 from .config import records_config
 from .encoders import create_encoder
 from .layers import ConvLSTM, TimeDistributed, run_rnn, stack_frames, subtract_mean
+from .shift import TemporalShift, add_shift
 
 # %% ../../nbs/44_models.frame_models.ipynb #64b25d30
-class _FrameModel(Module):
+class _FrameModel(Remembers):
     "Encode frames one by one: the common part of the models with an image encoder"
+    n_states = 0
     def _make_encoder(self, arch, pretrained, n_in, grid, subtract_mean, **kwargs):
         encoder = create_encoder(arch, pretrained, n_in, grid)
         self.encoder = TimeDistributed(encoder, **kwargs)
         self.subtract_mean = subtract_mean
         return encoder.n_features
 
-    def _encode(self, x): # B,T,C,H,W -> B,T,F or B,T,F,h,w
+    @property
+    def is_causal(self):
+        "Return whether the output for a frame depends on no later frame, see `causal_step`"
+        return self.per_frame and not self.subtract_mean
+
+    @property
+    def encodes_frames(self):
+        "Return whether the features of a frame depend on this frame only, so that windows can share them"
+        return not self.subtract_mean
+
+    def features(self, x): # B,T,C,H,W -> B,T,F or B,T,F,h,w
+        "Encode the frames of clips"
         return self.encoder(subtract_mean(x) if self.subtract_mean else x)
+
+    def classify(self, feats): # B,T,F or B,T,F,h,w -> B,`n_out`, or B,T,`n_out`
+        "Return the logits of clips for their `features`"
+        raise NotImplementedError
+
+    def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
+        return self.classify(self.features(stack_frames(x)))
 
 def _check_pooling(pool, per_frame):
     if pool and per_frame: raise ValueError(
         '`pool`: combines the frames, but `per_frame=True` classifies each of them. Set only one of the two.')
+
+def _check_chunks(encoder): # `TimeDistributed`
+    "Raise `ValueError` if an encoder with temporal shift gets the frames of a clip in parts"
+    if encoder.low_mem or encoder.chunk: raise ValueError(
+        '`shift`: combines neighboring frames, so they cannot be encoded in parts. Omit `low_mem` and `chunk`.')
 
 @records_config
 class SimpleModel(_FrameModel):
@@ -41,15 +67,40 @@ class SimpleModel(_FrameModel):
                  per_frame:bool=False, # Return the logits of each frame
                  grid:int=1, # More than 1 preserves positions, see `create_encoder`
                  subtract_mean:bool=False, # Subtract the mean over time from the frames
+                 shift:float=0., # Share of the channels to take from the frame before, see `models.shift`
+                 causal:bool=False, # Shift nothing from the frame after, for streams
                  **kwargs):
         _check_pooling(pool, per_frame)
         n_features = self._make_encoder(arch, pretrained, n_in, grid, subtract_mean, **kwargs)
+        if shift:
+            _check_chunks(self.encoder)
+            add_shift(self.encoder.module, shift, causal)
         self.per_frame,self.pool = per_frame,pool and pool(n_features)
         self.head = TimeDistributed(create_head(n_features, n_out, pool=False))
         apply_init(self.head, nn.init.kaiming_normal_)
 
-    def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
-        feats = self._encode(stack_frames(x)) # B,T,F
+    @property
+    def shifts(self):
+        "Return the layers of the encoder that shift channels over time"
+        return [o for o in self.encoder.modules() if isinstance(o, TemporalShift)]
+
+    @property
+    def is_causal(self):
+        "Return whether the output for a frame depends on no later frame, see `causal_step`"
+        return super().is_causal and all(o.causal for o in self.shifts)
+
+    @property
+    def encodes_frames(self):
+        "Return whether the features of a frame depend on this frame only, so that windows can share them"
+        return super().encodes_frames and not self.shifts
+
+    def features(self, x): # B,T,C,H,W -> B,T,F
+        "Encode the frames of clips"
+        for o in self.shifts: o.n_steps = x.shape[1]
+        return super().features(x)
+
+    def classify(self, feats): # B,T,F -> B,`n_out`, or B,T,`n_out`
+        "Return the logits of clips for their `features`"
         logits = self.head(feats) # B,T,n_out
         if self.per_frame: return logits
         return self.pool(feats, logits) if self.pool else logits.mean(dim=1)
@@ -57,6 +108,7 @@ class SimpleModel(_FrameModel):
 # %% ../../nbs/44_models.frame_models.ipynb #9fd47a0b
 class _RecurrentModel(_FrameModel):
     "Classify the states of a recurrent layer: the last, their weighted mean, or each of them"
+    n_states = 2 # hidden state and cell state
     def _make_head(self, n_last, n_state, n_out, dropout, pool, per_frame):
         _check_pooling(pool, per_frame)
         self.per_frame,self.pool = per_frame,pool and pool(n_state)
@@ -91,10 +143,17 @@ class RNNModel(_RecurrentModel):
         self.rnn = rnn(n_features, hidden_size, num_layers=num_rnn_layers, batch_first=True,
                        bidirectional=bidirectional, dropout=rnn_dropout)
         n_state = hidden_size*(1 + bidirectional)
+        if not isinstance(self.rnn, nn.LSTM): self.n_states = 1
         self._make_head(num_rnn_layers*n_state, n_state, n_out, dropout, pool, per_frame)
 
-    def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
-        return self._classify(*run_rnn(self.rnn, self._encode(stack_frames(x))))
+    @property
+    def is_causal(self):
+        "Return whether the output for a frame depends on no later frame, see `causal_step`"
+        return super().is_causal and not self.rnn.bidirectional
+
+    def classify(self, feats): # B,T,F -> B,`n_out`, or B,T,`n_out`
+        "Return the logits of clips for their `features`"
+        return self._classify(*run_rnn(self.rnn, feats, self))
 
 # %% ../../nbs/44_models.frame_models.ipynb #adaa52bf
 @records_config
@@ -117,8 +176,10 @@ class ConvLSTMModel(_RecurrentModel):
         self.rnn = ConvLSTM(n_features, hidden_size, kernel_size, num_rnn_layers)
         self._make_head(2*hidden_size, 2*hidden_size, n_out, dropout, pool, per_frame)
 
-    def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`, or B,T,`n_out`
-        maps,_ = self.rnn(self._encode(stack_frames(x))) # B,T,F,h,w
+    def classify(self, feats): # B,T,F,h,w -> B,`n_out`, or B,T,`n_out`
+        "Return the logits of clips for their `features`"
+        maps,state = self.rnn(feats, self.recall()) # B,T,F,h,w
+        self.keep(*state)
         states = torch.cat([maps.amax(dim=(3,4)), maps.mean(dim=(3,4))], dim=2) # B,T,2*F
         return self._classify(states, states[:,-1])
 

@@ -166,16 +166,22 @@ def _unscaled_float16(x):
     if not (x.is_cuda and torch.is_autocast_enabled('cuda')): return False
     return torch.get_autocast_dtype('cuda') != torch.float16
 
+def _as_tuple(state): return state if isinstance(state, tuple) else (state,)
+
 def run_rnn(rnn, # `nn.LSTM` or `nn.GRU` with `batch_first=True`
             x:Tensor, # B,T,F
+            layer=None, # The `Remembers` that keeps the state of a stream, see `models.causal`
            )->tuple: # Outputs B,T,directions*H; last hidden states B,layers*directions*H
     "Run `rnn` over `x` and return its outputs and the last hidden states of all layers and directions"
+    state = layer and layer.recall()
+    if state is not None and len(state) == 1: state = state[0] # of a GRU
     if _unscaled_float16(x):
         # not in bfloat16: cuDNN needs the weights in one piece of memory, which copies of them are not, and
         # beside an image encoder the layer takes little time
-        with torch.autocast('cuda', enabled=False): outs,h = rnn(x.to(next(rnn.parameters()).dtype))
-    else: outs,h = rnn(x)
-    if isinstance(h, tuple): h,_ = h # an LSTM has a cell state too
+        with torch.autocast('cuda', enabled=False): outs,h = rnn(x.to(next(rnn.parameters()).dtype), state)
+    else: outs,h = rnn(x, state)
+    if layer: layer.keep(*_as_tuple(h))
+    h = _as_tuple(h)[0] # an LSTM has a cell state too
     return outs,h.transpose(0,1).flatten(1) # layers,B,H -> B,layers*H
 
 # %% ../../nbs/40_models.layers.ipynb #4d8410db
