@@ -8,7 +8,9 @@ from torch import nn
 from vidseq.models.causal import causal_step, initial_state
 from vidseq.models.conv3d import Conv3dModel
 from vidseq.models.encoders import small_cnn
+from vidseq.models.config import create_model
 from vidseq.models.frame_models import ConvLSTMModel, RNNModel, SimpleModel
+from vidseq.models.timeline_model import TimelineModel
 
 kw = dict(n_out=5, pretrained=False, per_frame=True)
 causal_models = dict(
@@ -118,3 +120,18 @@ def test_shift_moves_channels():
         feats = torch.stack([plain.encoder.module[2](plain.encoder.module[1](o)) for o in frames], 1)
         torch.testing.assert_close(model(x), plain.head(feats))
     assert np.isclose(model.shifts[0].share, .25)
+
+
+@pytest.mark.parametrize('heads', [['tcn'], ['recurrent'], ['attentive'], ['tcn','recurrent','attentive']])
+def test_timeline_model(heads):
+    "Check the stream of a model with three frames for each step, and a model that is created again"
+    torch.manual_seed(0)
+    model = randomized(TimelineModel(small_cnn, 5, heads, pretrained=False))
+    x = torch.randn(1, 3*9, 3, 32, 32)
+    with torch.no_grad(): whole = model(x)
+    assert whole.shape == (1,9,5)
+    for n in (1, 2, 7, 100): torch.testing.assert_close(stream(model, x, 3*n), whole, atol=1e-5, rtol=1e-4)
+    again = create_model(model.config).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad(): torch.testing.assert_close(again(x), whole)
+    assert not create_model(model.config | dict(kwargs=model.config['kwargs'] | dict(causal=False))).is_causal

@@ -78,6 +78,8 @@ samplers = (
     _table('vidseq.data.samplers', 'spread_frames')
     | _table('vidseq.data.samplers', 'follow_frames', seconds=list_of(real(1e-6, 1e6), 1, 8),
              gaps=list_of(whole(1, 10**6), 1, 8), fps=optional(real(1e-3, 1e4)))
+    | _table('vidseq.data.samplers', 'step_frames', rate=real(1e-3, 1e4), fps=optional(real(1e-3, 1e4)),
+             seconds=list_of(real(1e-6, 1e6), 0, 8))
     | _table('vidseq.data.samplers', 'first_frames window_frames', step=_step, seconds=optional(_step),
              fps=optional(real(1e-3, 1e4))))
 
@@ -100,6 +102,10 @@ models = (
     | _table('vidseq.models.streams', 'StreamModel', arch=named(image_networks, with_timm=True),
              n_out=_common['n_out'], members=list_of(_member, 1, 100), grid=whole(1, 32),
              chunk=optional(_width), checkpoint=flag)
+    | _table('vidseq.models.timeline_model', 'TimelineModel', arch=named(image_networks, with_timm=True),
+             n_out=_common['n_out'], heads=list_of(one_of('tcn','recurrent','attentive'), 1, 100),
+             streams=list_of(one_of('frames','motion','short_motion','foreground'), 1, 4), causal=flag,
+             chunk=optional(_width))
     | _table('vidseq.models.conv3d', 'Conv3dModel', width=_width, ps=_share, causal=flag, **_common)
     | _table('vidseq.models.conv3d', 'VideoModel', arch=named(video_networks), ps=optional(_share), **_common)
     | _table('vidseq.models.vit', 'TimeSformerViT', arch=named(vision_transformers, with_timm=True),
@@ -124,11 +130,11 @@ def _full_name(o):
     raise ValueError(f'{o!r:.80} cannot be written as data. '
                      'Use numbers, and functions and classes of vidseq, torchvision and timm.')
 
-def to_config(o, # Number, name of a network in timm, function, class or `partial`, or a list of these
+def to_config(o, # Number, name of a network in timm, function, class or `partial`, or a list (also of names)
              )->object: # Data for JSON
     "Convert `o` to data for JSON; raise `ValueError` for other objects and for custom functions"
     if isinstance(o, str): return f'timm.{o}'
-    if isinstance(o, (tuple,list)): return list(map(to_config, o))
+    if isinstance(o, (tuple,list)): return [v if isinstance(v, str) else to_config(v) for v in o]
     if isinstance(o, partial): return _partial_to_config(o)
     return _full_name(o) if callable(o) else to_json(o, 'value')
 

@@ -160,5 +160,15 @@ class StreamModel(Module):
         shape = (n_features,) if grid == 1 else (n_features,grid,grid)
         self.head = StreamHead(members, names, shape, n_out)
 
+    encodes_frames = True # the features of a step depend on its frames only
+
+    def features(self, x): # B,T,C,H,W -> B,S,n,F
+        "Encode the frames of each step"
+        return self.encoder(x)
+
+    def classify(self, feats): # B,S,n,F -> B,`n_out`
+        "Return the logits of clips for their `features`"
+        return self.head(feats)
+
     def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`
-        return self.head(self.encoder(stack_frames(x)))
+        return self.classify(self.features(stack_frames(x)))
