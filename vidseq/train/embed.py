@@ -176,11 +176,11 @@ def _spread_order(todo, labels):
         keys.append((int(f'{ranks[label]:032b}'[::-1], 2), n)) # van der Corput: halves, quarters, …
     return [todo[n] for _,n in sorted(keys)]
 
-def _compute_missing(store, encode, names, keys, labels, until):
+def _compute_missing(store, encode, names, keys, labels, until, in_order):
     "Compute and store the features that are missing; return name -> `VideoError` for unreadable clips"
     todo = [i for i,row in enumerate(store.find(names, keys)) if row is None]
     free,failed = dict(zip(todo, store.free_rows())),{}
-    todo = _spread_order(todo, labels)
+    if not in_order: todo = _spread_order(todo, labels)
     with closing(encode([names[i] for i in todo])) as done:
         for n,found in done:
             i = todo[n]
@@ -193,12 +193,13 @@ def fill_store(store,
                encode, # Function from paths to a generator of indices and features, see `encode_clips`
                names, keys, labels=None,
                until=None, # Time of `time.perf_counter` to stop at
+               in_order=False, # Begin with the first ones, instead of some of each class
               )->dict: # Path -> `VideoError` for the clips that cannot be read
     "Compute and store the features that are missing, unless another process does until the time is up"
     if None not in store.find(names, keys): return {}
     timeout = -1 if until is None else max(until-time.perf_counter(), 0)
     with store.lock(timeout) as is_mine:
-        if is_mine: return _compute_missing(store, encode, names, keys, labels, until)
+        if is_mine: return _compute_missing(store, encode, names, keys, labels, until, in_order)
     return {}
 
 # %% ../../nbs/57_train.embed.ipynb #14a255a3
