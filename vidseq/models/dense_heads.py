@@ -12,6 +12,7 @@ from fastai.vision.all import Module, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vidseq.models.causal import Remembers
+from vidseq.models.heads import SeededDropout
 from vidseq.models.layers import run_rnn
 
 # %% ../../nbs/48_models.dense_heads.ipynb #68b9244c
@@ -19,7 +20,7 @@ class StepReduce(Module):
     "Normalize the features of each stream, and reduce all streams of a step to one vector"
     def __init__(self, n_features, n_streams, hidden_size, ps=.5):
         self.norm = nn.LayerNorm(n_features, elementwise_affine=False)
-        self.drop = nn.Dropout(ps)
+        self.drop = SeededDropout(ps)
         self.linear = nn.Linear(n_streams*n_features, hidden_size)
 
     def forward(self, x): # B,T,S,F -> B,T,H
@@ -34,7 +35,7 @@ class DilatedLayer(Remembers):
     def __init__(self, hidden_size, dilation, causal, ps):
         self.dilation,self.causal = dilation,causal
         self.conv = nn.Conv1d(hidden_size, hidden_size, 3, dilation=dilation)
-        self.mix,self.drop = nn.Linear(hidden_size, hidden_size),nn.Dropout(ps)
+        self.mix,self.drop = nn.Linear(hidden_size, hidden_size),SeededDropout(ps)
 
     def forward(self, x, mask=None):
         d = self.dilation
@@ -98,7 +99,7 @@ class RecurrentDense(Remembers):
         dropout = ps if n_layers > 1 else 0.
         self.rnn = nn.GRU(hidden_size, hidden_size, n_layers, batch_first=True, bidirectional=not causal,
                           dropout=dropout)
-        self.classify = nn.Sequential(nn.Dropout(ps), nn.Linear(hidden_size*(1 if causal else 2), n_out))
+        self.classify = nn.Sequential(SeededDropout(ps), nn.Linear(hidden_size*(1 if causal else 2), n_out))
 
     def forward(self, x, mask=None): # B,T,S,F -> B,T,C
         x = self.reduce(x).relu()
@@ -140,9 +141,9 @@ class _AttentionLayer(Module):
     def __init__(self, hidden_size, n_heads, window, causal, ps):
         self.norm1,self.norm2 = nn.LayerNorm(hidden_size),nn.LayerNorm(hidden_size)
         self.attention = WindowAttention(hidden_size, n_heads, window, causal)
-        self.feed = nn.Sequential(nn.Linear(hidden_size, 2*hidden_size), nn.GELU(), nn.Dropout(ps),
+        self.feed = nn.Sequential(nn.Linear(hidden_size, 2*hidden_size), nn.GELU(), SeededDropout(ps),
                                   nn.Linear(2*hidden_size, hidden_size))
-        self.drop = nn.Dropout(ps)
+        self.drop = SeededDropout(ps)
 
     def forward(self, x, mask):
         x = x + self.drop(self.attention(self.norm1(x), mask))

@@ -162,13 +162,13 @@ class StreamModel(Module):
 
     encodes_frames = True # the features of a step depend on its frames only
 
-    def features(self, x): # B,T,C,H,W -> B,S,n,F
+    def features(self, x): # B,T,C,H,W -> B,n,S,F
         "Encode the frames of each step"
-        return self.encoder(x)
+        return self.encoder(x).transpose(1, 2)
 
-    def classify(self, feats): # B,S,n,F -> B,`n_out`
+    def classify(self, feats): # B,n,S,F -> B,`n_out`
         "Return the logits of clips for their `features`"
-        return self.head(feats)
+        return self.head(feats.transpose(1, 2))
 
     def forward(self, x): # Tuple of T tensors B,C,H,W, or B,T,C,H,W -> B,`n_out`
         return self.classify(self.features(stack_frames(x)))

@@ -75,7 +75,7 @@ def _loss(kind):
     if kind == 'class': return partial(F.cross_entropy, label_smoothing=.1)
     return F.binary_cross_entropy_with_logits if kind == 'classes' else F.mse_loss
 
-def _set_generator(head, generator):
+def set_generator(head, generator):
     "Return a head whose dropout draws from `generator`; None: from torch's"
     for o in head.modules():
         if isinstance(o, SeededDropout): o.generator = generator
@@ -90,7 +90,7 @@ class _HeadTrainer:
         self.is_train = torch.zeros(len(folds), n_clips, dtype=torch.bool)
         for i,(train,_) in enumerate(folds):
             self.is_train[i,list(train)] = True
-            _set_generator(heads[i], torch.Generator(self.device).manual_seed(seed*1000+i))
+            set_generator(heads[i], torch.Generator(self.device).manual_seed(seed*1000+i))
         fused = self.device.type in ('cpu','cuda')
         self.opt = torch.optim.AdamW(params, lr=lr, weight_decay=wd, fused=fused)
         self.sched = torch.optim.lr_scheduler.OneCycleLR(self.opt, lr, total_steps=n_steps+1)
@@ -120,11 +120,12 @@ def _batch_size(n_clips, folds, bs):
 
 _creating = threading.Lock()
 
-def _create_head(name, shape, n_out, seed):
-    "Create a head whose weights depend only on the seed, also if other threads create heads"
+def create_seeded(create, # Function without arguments
+                  seed:int):
+    "Call `create` so that its weights depend only on the seed, also if other threads create heads"
     with _creating, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create_head_for(name, shape, n_out)
+        return create()
 
 def _random_steps(x, # B,T,F
                   draws, # Random generator
@@ -139,7 +140,8 @@ def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, is
     "Return the trained head of each fold, or None if the time is up"
     n,n_views,_,_,*shape = features.shape
     bs,rng = _batch_size(n, folds, bs),torch.Generator().manual_seed(seed)
-    fold_heads = [_create_head(name, shape, len(features.vocab), seed).to(device) for _ in folds]
+    create = partial(create_head_for, name, shape, len(features.vocab))
+    fold_heads = [create_seeded(create, seed).to(device) for _ in folds]
     trainer = _HeadTrainer(fold_heads, folds, n, epochs*-(-n//bs), _loss(features.kind), seed)
     for _ in range(epochs):
         if is_over(): return None
@@ -147,7 +149,7 @@ def _train_heads(features, name, s, folds, targets, seed, epochs, bs, device, is
             view = int(torch.randint(n_views, (1,), generator=rng))
             x,y = _random_steps(_read(features, s, idxs, view), rng).to(device),targets[idxs].to(device)
             trainer.train_batch(idxs, x, y)
-    return [_set_generator(o.eval(), None) for o in fold_heads]
+    return [set_generator(o.eval(), None) for o in fold_heads]
 
 # %% ../../nbs/58_train.fit_heads.ipynb #de4074a8
 HeadFit = namedtuple('HeadFit', 'unit outputs states seconds')
