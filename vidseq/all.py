@@ -36,6 +36,7 @@ from vidseq.models.vit import *
 from vidseq.models.timesformer import *
 from vidseq.models.layer_groups import *
 from vidseq.models.streams import *
+from vidseq.models.timeline_model import *
 from vidseq.train.learner import *
 from vidseq.train.amp import *
 from vidseq.train.ema import *
@@ -54,6 +55,7 @@ from vidseq.evaluate.cross_validation import *
 from vidseq.deploy.card import *
 from vidseq.deploy.saving import *
 from vidseq.deploy.predict import *
+from vidseq.deploy.streaming import *
 from vidseq.deploy.timeline import *
 from vidseq.deploy.export import *
 from vidseq.report.compare import *

@@ -32,7 +32,7 @@ from ..video.read import EarlyEndError, read_arrays
 from ..video.source import read_source
 
 # %% ../../nbs/32_data.clip.ipynb #f288f83d
-def _as_frame(o):
+def as_frame(o):
     "Convert a path, an array (H,W,3), a tensor (C,H,W) or a PIL image to a fastai image"
     if isinstance(o, (str,Path)): return load_frame(o)
     if isinstance(o, Tensor): o = o.permute(1,2,0).numpy() # C,H,W -> H,W,C
@@ -91,7 +91,7 @@ class ImageTuple(fastuple):
         if isinstance(frames, (str,Path)):
             is_folder = Path(frames).is_dir()
             frames = frame_files(Path(frames), pattern) if is_folder else moment_frames(frames)
-        return cls(tuple(map(_as_frame, frames)))
+        return cls(tuple(map(as_frame, frames)))
 
     def __getitem__(self, i):
         """Return a frame for an integer and a clip for a slice; otherwise index every frame

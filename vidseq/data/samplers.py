@@ -181,6 +181,17 @@ def window_frames(n_frames:int, # Number of frames in the video
         start = max(room-1, 0)*position
     return _equally_spaced(start, step, n_frames, seq_len)
 
+# %% ../../nbs/30_data.samplers.ipynb #e6cd7587
+def stream_steps(sampler, # Sampler of clips
+                 fps:float, # Frame rate of a stream
+                )->tuple: # Frames from step to step; distances of the earlier frames that a step needs
+    "Return which frames of a stream are steps for a model whose clips were sampled by `sampler`"
+    settings = {k: o.default for k,o in inspect.signature(sampler).parameters.items()}
+    if 'rate' in settings: return fps/settings['rate'], earlier_gaps(settings['seconds'], fps)
+    if 'step' not in settings: return 1., []
+    low,high = _step_range(settings['step'], settings['seconds'], fps)
+    return (low+high)/2, []
+
 # %% ../../nbs/30_data.samplers.ipynb #7c6eca48
 _max_slots = 10**6 # protects against absurd timestamps
 
