@@ -19,6 +19,7 @@ from ..data.clip import ImageTuple
 from ..files import atomic_file, printable
 from ..models.layers import stack_frames
 from ..train.learner import learner_device, ready_model
+from .step_export import export_step, import_onnxruntime
 from ..train.outputs import activation_name, clip_reader, decode_outputs, labels_of
 
 # %% ../../nbs/73_deploy.export.ipynb #0af19f58
@@ -63,10 +64,7 @@ def export_onnx(model:nn.Module, # Model of vidseq
     """Write `model` as an ONNX file with an input 'clip' and an output, and check it with onnxruntime.
 
     Raises `RuntimeError` if the logits differ from the model's, and `ImportError` if a package is missing."""
-    try: import onnxruntime, onnxscript  # noqa: F401
-    except ImportError as e:
-        raise ImportError('export_onnx: onnx, onnxscript or onnxruntime is not installed. '
-                          'Run `pip install vidseq[onnx]`.') from e
+    onnxruntime = import_onnxruntime()
     model = deepcopy(model).cpu().eval()
     clip = stack_frames(clip).detach().cpu()
     program = export_program(model, clip)
@@ -116,12 +114,24 @@ def check_format(fname):
     if Path(fname).suffix in formats: return
     raise ValueError(f'{fname}: unknown format. Use the suffix .onnx, or .pt2 for a PyTorch program.')
 
+def _export_causal(learn, fname, clip):
+    "Write one step of a causal model, and describe its inputs and outputs"
+    n = getattr(learn.model.encoder, 'per_step', 1) # frames of a step
+    frames = stack_frames(clip)[:,:n]
+    with torch.no_grad(): outputs = ready_model(learn)(frames)[0]
+    name,use = _describe_outputs(learn, outputs)
+    states = export_step(learn.model, fname, frames, name)
+    shape = 'x'.join(map(str, frames.shape[1:]))
+    return (f'one step of a stream, input: frames {shape} and {len(states)} state tensors, zeros at the '
+            f'start; output: {outputs.shape[-1]} {name}, {use}, and the next state')
+
 def export_learner(learn, # Learner
                    fname:Path, # File to write: .onnx, or .pt2 for a PyTorch program
                   )->str: # A text with the shape of the input, and the outputs
     "Write the model of `learn`, and describe its input and output; raise `ValueError` for other suffixes"
     check_format(fname)
     clip = _example_clip(learn)
+    if getattr(learn.model, 'is_causal', False): return _export_causal(learn, fname, clip)
     with torch.no_grad(): outputs = ready_model(learn)(clip)
     name,use = _describe_outputs(learn, outputs)
     formats[Path(fname).suffix](learn.model, fname, clip, name)
