@@ -53,14 +53,16 @@ def is_better(a, b):
 
 def kept_events(events, overlap):
     "Return the events that no kept better one overlaps too much: decided by recursion, without sorting"
-    def is_kept(o): return not any(is_better(k, o) and overlap_of(k, o) > overlap and is_kept(k) for k in events)
+    def removes(k, o): return is_better(k, o) and overlap_of(k, o) > overlap and is_kept(k)
+    def is_kept(o): return not any(removes(k, o) for k in events)
     return [o for o in events if is_kept(o)]
 
 
 def reference(probs, edges, names, rule, background=None, exclusive=True):
     found = []
-    for i,(name,settings) in enumerate(zip(names, [rule.by_class(names, background).get(o) for o in names])):
-        if settings: found += events_of_class(name, [row[i] for row in probs], edges, settings)
+    for name,settings in rule.by_class(names, background).items():
+        i = names.index(name)
+        found += events_of_class(name, [row[i] for row in probs], edges, settings)
     if exclusive: found = kept_events(found, rule.overlap)
     return sorted(found, key=lambda o: (o.start,o.label))
 
@@ -84,9 +86,11 @@ def random_probs(rng, n):
 def random_rule(rng):
     def setting(values):
         values = np.array(values)
-        return dict(zip(names, rng.choice(values, 4).tolist())) if rng.random() < .3 else float(rng.choice(values))
-    return EventRule(setting([.5,.625,.75,1]), rng.choice([None, setting([0,.125,.25,.5])]),
-                     setting([0,0,.25,.5,1,2]), setting([0,0,.25,.5,1,3]), float(rng.choice([0,.1,.25,.5,.75,1])))
+        if rng.random() < .3: return dict(zip(names, rng.choice(values, 4).tolist()))
+        return float(rng.choice(values))
+    high,low = setting([.5,.625,.75,1]),rng.choice([None, setting([0,.125,.25,.5])])
+    overlap = float(rng.choice([0,.1,.25,.5,.75,1]))
+    return EventRule(high, low, setting([0,0,.25,.5,1,2]), setting([0,0,.25,.5,1,3]), overlap)
 
 
 def random_film(seed):
@@ -249,6 +253,15 @@ def test_one_threshold_gives_the_windows_above_it(threshold):
         found,want = find_events(timeline, threshold=threshold),segments(timeline, threshold)
         assert found.iloc[:,:3].values.tolist() == [o[:3] for o in want]
         np.testing.assert_allclose(found.score, [o[3] for o in want], rtol=1e-12)
+
+
+def test_classes_compete_by_the_kind_of_the_timeline():
+    timeline = pd.DataFrame(dict(start=[0.,1], end=[1.,2], a=[.9,.9], b=[.8,.8]))
+    for kind,n in (('class',1), ('classes',2), (None,1)):
+        timeline.attrs['kind'] = kind
+        assert len(find_events(timeline, EventRule(overlap=.5))) == n
+    timeline.attrs['kind'] = 'numbers'
+    with pytest.raises(ValueError, match='not probabilities'): find_events(timeline)
 
 
 def test_equals_timeline_segments():

@@ -97,6 +97,7 @@ _highs = [round(.05*i, 2) for i in range(1, 20)]
 _low_shares = 1,.8,.6,.4,.2 # of `high`
 _step_counts = 0,1,2,3,4,6,8,12,16 # of the durations
 _overlaps = 1,.7,.5,.3,.1
+_min_gain = .01 # of the score, by a threshold of a single class: smaller ones are often chance
 
 _Point = namedtuple('_Point', 'high share min_seconds gap_seconds overlap', defaults=(.5,1,0.,0.,1))
 
@@ -149,11 +150,12 @@ class RuleSearch:
         return point
 
     def by_class(self, point, names):
-        "Change `high` of one class at a time"
+        "Change `high` of one class at a time, if that raises the score by at least one percent"
         highs = dict.fromkeys(names, point.high)
         for k in names:
-            point = self.best([point]+[point._replace(high=highs | {k: o}) for o in _highs])
-            if isinstance(point.high, dict): highs = point.high
+            best = self.best(point._replace(high=highs | {k: o}) for o in _highs)
+            gain = self.score_of(best)-self.score_of(point)
+            if gain > 0 and gain >= _min_gain*abs(self.score_of(point)): point,highs = best,best.high
         return point
 
 # %% ../../nbs/39_data.events.ipynb #f9dd682a
