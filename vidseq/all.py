@@ -25,6 +25,7 @@ from vidseq.data.show import *
 from vidseq.data.loader import *
 from vidseq.data.block import *
 from vidseq.data.moments import *
+from vidseq.data.film_windows import *
 from vidseq.data.events import *
 from vidseq.models.layers import *
 from vidseq.models.config import *

@@ -10,6 +10,7 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from fastai.vision.all import PILImage
 
 from vidseq.data.clip import ImageTuple
@@ -119,3 +120,14 @@ def step_labels(film, # `Film`
     if several: return inside.astype(np.float32)
     outside = unlabeled if background is None else vocab.index(background)
     return np.where(inside.any(1), inside.argmax(1), outside)
+
+# %% ../../nbs/39_data.film.ipynb #d49aa155
+def class_weights(ys, # Labels of films
+                  n_out:int, # Number of classes
+                  power:float=.5, # 0: equal weights, 1: each class counts the same
+                 )->torch.Tensor: # n_out, with mean 1 over the steps
+    "Return the weight of each class by its frequency"
+    y = np.concatenate([o.reshape(-1) for o in ys])
+    counts = np.bincount(y[y != unlabeled], minlength=n_out).clip(min=1)
+    weights = (counts.sum()/counts)**power
+    return torch.tensor(weights*counts.sum()/(weights*counts).sum(), dtype=torch.float32)

@@ -14,6 +14,7 @@ from fastai.vision.all import (AffineCoordTfm, Categorize, CropPad, DataLoaders,
 
 from ..data.block import NormalizeInPlace
 from ..data.clip import ImageTuple, ImageTupleTfm
+from ..data.film_windows import StepCategorize, StepMultiCategorize
 from ..data.loader import ClipDL
 from ..models.config import named, samplers, to_config
 from ..models.fields import (check_field, check_fields, either, flag, list_of, one_of, optional, real,
@@ -140,9 +141,9 @@ def _label_to_data(tfm):
     "Return the kind of the labels, and their classes or number of values; None for another transform"
     if type(tfm) is RegressionSetup: return dict(kind='numbers', n=to_json(tfm.c))
     vocab = to_json(list(getattr(tfm, 'vocab', None) or []), 'vocab')
-    if type(tfm) is Categorize: return dict(kind='class', vocab=vocab)
+    if type(tfm) in (Categorize, StepCategorize): return dict(kind='class', vocab=vocab)
     is_encoded = type(tfm) is EncodedMultiCategorize
-    if not is_encoded and type(tfm) is not MultiCategorize: return None
+    if not is_encoded and type(tfm) not in (MultiCategorize, StepMultiCategorize): return None
     return dict(kind='classes', vocab=vocab, encoded=is_encoded)
 
 def _labels_to_data(tls):

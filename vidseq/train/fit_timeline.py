@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from fastai.vision.all import combined_cos
 
-from vidseq.data.film import unlabeled
+from vidseq.data.film import class_weights, unlabeled
 from vidseq.models.dense_heads import dense_heads
 from vidseq.train.fit_heads import create_seeded, set_generator
 
@@ -52,17 +52,6 @@ def dense_loss(stages, # Logits B,T,C of each stage
             loss,log_probs = each[known].mean(),F.logsigmoid(logits)
         losses.append(loss.nan_to_num() + smooth*_smoothness(log_probs, mask))
     return torch.stack(losses).sum()
-
-# %% ../../nbs/59_train.fit_timeline.ipynb #7f961e62
-def class_weights(ys, # Labels of films
-                  n_out:int, # Number of classes
-                  power:float=.5, # 0: equal weights, 1: each class counts the same
-                 )->torch.Tensor: # n_out, with mean 1 over the steps
-    "Return the weight of each class by its frequency"
-    y = np.concatenate([o.reshape(-1) for o in ys])
-    counts = np.bincount(y[y != unlabeled], minlength=n_out).clip(min=1)
-    weights = (counts.sum()/counts)**power
-    return torch.tensor(weights*counts.sum()/(weights*counts).sum(), dtype=torch.float32)
 
 # %% ../../nbs/59_train.fit_timeline.ipynb #e43aa66a
 class _Crops:
