@@ -24,7 +24,7 @@ motions = dict(MoveLeft=(0,-1), MoveRight=(0,1), TurnClockwise=(1,1), TurnCounte
                Grow=(2,1), Shrink=(2,-1)) # index of the number that changes, and its sign
 
 # %% ../../nbs/23_datasets.shapes.ipynb #29bb073c
-_speed_ranges = np.array([[.25,.45], [.35,.65], [.3,.5]]) # widths, turns and size ranges per second: min, max
+speed_ranges = np.array([[.25,.45], [.35,.65], [.3,.5]]) # widths, turns and size ranges per second: min, max
 
 def shape_states(motion:str, # One of `motions`
                  n:int, # Number of frames
@@ -34,7 +34,7 @@ def shape_states(motion:str, # One of `motions`
     "Return the state of a shape in each frame, for a random start and speed"
     rng = ifnone(rng, np.random.default_rng())
     column,sign = motions[motion]
-    start,speed = rng.uniform(size=3),rng.uniform(*_speed_ranges[column])
+    start,speed = rng.uniform(size=3),rng.uniform(*speed_ranges[column])
     moved = np.zeros((n,3))
     moved[:,column] = sign*speed*np.arange(n)/fps
     return (start+moved) % 1
@@ -109,6 +109,24 @@ def draw_clip(motion:str, # One of `motions`
     y = rng.uniform(.3, .7)
     for state in shape_states(motion, n, fps, rng): yield _draw_frame(appearance, state, y)
 
+# %% ../../nbs/23_datasets.shapes.ipynb #b198dc27
+def generate_once(dest:Path, # Folder to create
+                  mark:str, # Name of the hidden file with the settings
+                  name:str, # The settings as text
+                  write, # Function that fills an empty folder
+                 )->Path: # `dest`
+    """Generate a data set, or reuse one with the same settings.
+
+    Raise `ValueError` if `dest` contains anything else."""
+    with process_lock(dest.parent):
+        if (dest/mark).exists() and (dest/mark).read_text() == name: return dest
+        if dest.exists():
+            raise ValueError(f'{dest}: not the data set {name}. Remove it, or give another `dest`.')
+        with atomic_folder(dest) as folder:
+            write(folder)
+            (folder/mark).write_text(name)
+    return dest
+
 # %% ../../nbs/23_datasets.shapes.ipynb #26119620
 def _write_clip(job, dest, **kwargs):
     "Write the clip of the tuple `job` (motion, group, clip)"
@@ -132,14 +150,8 @@ def moving_shapes(dest:Path=None, # Folder to create; default: named by the sett
     settings = dict(n=max(2, round(seconds*fps)), fps=fps, size=list(size), seed=seed)
     name = f'moving_shapes-{n_groups}x{n_clips}-{size[0]}x{size[1]}-{settings["n"]}at{fps}-{seed}'
     dest = Path(ifnone(dest, fastai_path('data')/name))
-    done = dest/'.moving_shapes'
-    with process_lock(dest.parent):
-        if done.exists() and done.read_text() == name: return dest
-        if dest.exists():
-            raise ValueError(f'{dest}: not the data set {name}. Remove it, or give another `dest`.')
-        with atomic_folder(dest) as folder:
-            jobs = product(motions, range(n_groups), range(n_clips))
-            write = partial(_write_clip, dest=folder, **settings)
-            parallel_map(write, jobs, executor, n_workers, name='generated')
-            (folder/done.name).write_text(name)
-    return dest
+    def write(folder):
+        jobs = product(motions, range(n_groups), range(n_clips))
+        write_clip = partial(_write_clip, dest=folder, **settings)
+        parallel_map(write_clip, jobs, executor, n_workers, name='generated')
+    return generate_once(dest, '.moving_shapes', name, write)
