@@ -7,6 +7,7 @@ start = '''
 import warnings; warnings.simplefilter('ignore')
 from fastai.vision.all import *
 from vidseq.all import *
+from vidseq.datasets.shapes import draw_clip
 '''
 
 lines = start + '''

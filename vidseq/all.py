@@ -13,6 +13,7 @@ from vidseq.datasets.hmdb51 import *
 from vidseq.datasets.moments import *
 from vidseq.datasets.moment_clips import *
 from vidseq.datasets.shapes import *
+from vidseq.datasets.films import *
 from vidseq.data.samplers import *
 from vidseq.data.frame import *
 from vidseq.data.clip import *
