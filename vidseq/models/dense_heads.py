@@ -17,14 +17,18 @@ from vidseq.models.layers import run_rnn
 
 # %% ../../nbs/48_models.dense_heads.ipynb #68b9244c
 class StepReduce(Module):
-    "Normalize the features of each stream, and reduce all streams of a step to one vector"
+    """Normalize the features of each stream, and reduce all streams of a step to one vector
+
+    Dropout removes a feature from all steps of a film."""
     def __init__(self, n_features, n_streams, hidden_size, ps=.5):
         self.norm = nn.LayerNorm(n_features, elementwise_affine=False)
         self.drop = SeededDropout(ps)
         self.linear = nn.Linear(n_streams*n_features, hidden_size)
 
     def forward(self, x): # B,T,S,F -> B,T,H
-        return self.linear(self.drop(self.norm(x).flatten(2)))
+        x = self.norm(x).flatten(2)
+        if self.training: x = x*self.drop(x.new_ones(len(x), 1, x.shape[2]))
+        return self.linear(x)
 
 def _masked(x, mask): # B,T,H and B,T or None
     return x if mask is None else x*mask[...,None].to(x.dtype)
