@@ -27,6 +27,12 @@ def count_rows(df, # Table with the numbers of class and film as `code` and `fil
     np.add.at(counts, (df.film.to_numpy(), df.code.to_numpy()), 1)
     return counts
 
+def group_rows(df):
+    "Return a dict from (film, class) to the rows of its moments"
+    rows = {}
+    for i,k in enumerate(zip(df.film.tolist(), df.code.tolist())): rows.setdefault(k, []).append(i)
+    return rows
+
 def count_labels(segments, n):
     "Return the number of segments of each of `n` classes"
     return np.bincount(np.array([o[0] for o in segments], int), minlength=n)
@@ -47,25 +53,22 @@ def count_events(films, # `MomentFilms`
                 )->np.ndarray: # 3,F,C: correct, predicted and true events
     "Return the counts of the event F1 for each film and class"
     shape = len(films.names),len(films.vocab)
-    found,true = (o.groupby(['film','code']).start for o in (films.found, films.true))
-    correct,starts = np.zeros(shape, int),dict(iter(true))
-    for k,o in found:
-        if k in starts: correct[k] = count_matched_starts(o, starts[k], tolerance)
+    found,true = (o.start.to_numpy() for o in (films.found, films.true))
+    correct,true_rows = np.zeros(shape, int),group_rows(films.true)
+    for k,rows in group_rows(films.found).items():
+        if k in true_rows: correct[k] = count_matched_starts(found[rows], true[true_rows[k]], tolerance)
     return np.stack([correct, count_rows(films.found, shape), count_rows(films.true, shape)])
 
-def match_class(films, # `MomentFilms`
-                code:int, # Number of a class
+def match_found(films, # `MomentFilms`
                 thresholds, # K values of the least tIoU
-               )->tuple: # Numbers P of the films of the predictions, whether they are correct K,P
-    "Match the predictions of a class in all films, from the highest score to the lowest, with the truth"
-    found,true = (o[o.code == code] for o in (films.found, films.true))
-    correct = np.zeros((len(thresholds),len(found)), bool)
-    moments = {k: o[['start','end']].to_numpy() for k,o in true.groupby('film')}
-    bounds = found[['start','end']].to_numpy()
-    for film,rows in found.groupby('film').indices.items():
-        if film not in moments: continue
-        correct[:,rows] = match_detections(temporal_ious(bounds[rows], moments[film]), thresholds)
-    return found.film.to_numpy(),correct
+               )->np.ndarray: # K,P: whether each row of `films.found` is correct
+    "Match the predictions of each class and film, from the highest score to the lowest, with the truth"
+    found,true = (o[['start','end']].to_numpy() for o in (films.found, films.true))
+    correct,true_rows = np.zeros((len(thresholds),len(found)), bool),group_rows(films.true)
+    for k,rows in group_rows(films.found).items():
+        if k not in true_rows: continue
+        correct[:,rows] = match_detections(temporal_ious(found[rows], true[true_rows[k]]), thresholds)
+    return correct
 
 # %% ../../nbs/64_evaluate.moment_counts.ipynb #8a96253d
 mean_map_thresholds = np.round(np.linspace(.5, .95, 10), 2)
@@ -152,8 +155,11 @@ class MomentCounts:
     def matches(self, thresholds):
         "Return the films and matches of the predictions of each class, and its true moments per film"
         def compute():
+            correct = match_found(self.films, thresholds)
+            film,code = (self.films.found[o].to_numpy() for o in ('film','code'))
             n_true = count_rows(self.films.true, (len(self.films.names),len(self.films.vocab)))
-            return [(*match_class(self.films, i, thresholds), o) for i,o in enumerate(n_true.T)]
+            of_class = [code == i for i in range(len(self.films.vocab))]
+            return [(film[o],correct[:,o],n) for o,n in zip(of_class, n_true.T)]
         return self._keep(tuple(thresholds), compute)
 
     def average_precisions(self, weights, thresholds):

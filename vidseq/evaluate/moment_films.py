@@ -35,7 +35,6 @@ def _score_values(df, places):
 
 def clean_moments(df:pd.DataFrame, # Table of moments
                   name:str, # Name of the table, for messages
-                  films=None, # Accepted files; default: all
                  )->pd.DataFrame: # Columns file, start, end, label, score, row
     "Return a table of moments with its row numbers; raise `ValueError` with the row if it is wrong"
     missing = first(o for o in ('file','start','end','label') if o not in df.columns)
@@ -43,13 +42,18 @@ def clean_moments(df:pd.DataFrame, # Table of moments
         raise ValueError(f'{name}: no column {missing!r}. Give file, start and end in seconds, and label.')
     places = _table_places(df, name)
     df = check_values(df, places)
-    files = df.file.astype(str).to_numpy(object)
-    for i,o in enumerate(files):
-        if films is not None and o not in films:
+    file,label = (df[o].astype(str).to_numpy(object) for o in ('file','label'))
+    return pd.DataFrame(dict(file=file, start=df.start.to_numpy(), end=df.end.to_numpy(), label=label,
+                             score=_score_values(df, places), row=np.arange(len(df))))
+
+def check_files(df, # Table of `clean_moments`
+                films, # Names of films
+                places, # Function from the number of a row to its place
+               ):
+    "Raise `ValueError` with the row if a file is not one of the films"
+    for i,o in enumerate(df.file):
+        if o not in films:
             raise ValueError(f'{places(i)}: {shown(o)} is not in `films`. Add it there, or correct the path.')
-    return pd.DataFrame(dict(file=files, start=df.start.to_numpy(), end=df.end.to_numpy(),
-                             label=df.label.astype(str).to_numpy(object), score=_score_values(df, places),
-                             row=np.arange(len(df))))
 
 # %% ../../nbs/64_evaluate.moment_films.ipynb #ff585498
 def film_seconds(films, # Dict from film to seconds, list of films, or None: those of `truth` and `steps`
@@ -127,21 +131,21 @@ class MomentFilms:
                  rate:float=10., # Steps per second
                  background=None, # Label that means background, besides None
                 ):
-        true = clean_moments(truth, 'truth')
+        self._places,found_places = (_table_places(o, k) for k,o in (('truth',truth), ('found',found)))
+        self.has_scores = 'score' in found.columns or not len(found)
+        true,found = clean_moments(truth, 'truth').assign(score=0.),clean_moments(found, 'found')
         self.rate,self._given = rate,{str(k): v for k,v in (steps or {}).items()}
         self.seconds = film_seconds(films, true, self._given)
         self.names = list(self.seconds)
         check_steps(self._given, self.seconds)
-        true = clean_moments(truth, 'truth', self.seconds)
-        self.has_scores = 'score' in found.columns or not len(found)
-        found = clean_moments(found, 'found', self.seconds)
+        check_files(true, self.seconds, self._places)
+        check_files(found, self.seconds, found_places)
         special = {str(ignored_step): ignored_step}
         if background is not None: special[str(background)] = background_step
         labels = {*found.label, *true.label, *_names_in_steps(self._given)}-set(special)
         self.vocab = sorted(labels, key=natural_key)
         self._codes = special | {o: i for i,o in enumerate(self.vocab)}
         self.found,self.true = self._coded(found),self._coded(true)
-        self._places = _table_places(truth, 'truth')
 
     def _coded(self, df):
         "Return the moments except background, with numbers of class and film, the highest score first"
