@@ -11,7 +11,7 @@ import pandas as pd
 from fastai.vision.all import plt
 
 from ..data.show import plot_text
-from .intervals import statistic_interval
+from .intervals import bca_interval
 from .moment_counts import MomentCounts, metric_title, moment_metrics
 from .moment_films import MomentFilms, film_groups
 from .moment_metrics import interpolated_precision
@@ -144,11 +144,11 @@ class MomentScores:
     def interval(self, metric:str=None, # Name of a metric; default: the main one
                  level:float=.95, # Confidence level
                 ): # Lower and upper bound; None for a single group or film, or an undefined score
-        "Return the confidence interval of a score over groups, or over films if groups are unknown"
+        "Return the confidence interval (BCa bootstrap) over groups, or over films if groups are unknown"
         metric,units = metric or self.metric,self.groups or range(len(self.films.names))
         check_range('level', level, above=0, below=1, whole=False)
         if not self.counts.is_defined(metric) or len(set(units)) < 2: return None
-        return statistic_interval(lambda weights: self.counts.metric(metric, weights), units, level)
+        return bca_interval(lambda weights: self.counts.metric(metric, weights), units, level)
 
     def per_class(self)->pd.DataFrame: # label, moments, found, frame_accuracy, f1@50, map@0.5, event_f1
         "Return the moments, predictions and scores of each class; None for a score that is undefined"
