@@ -55,6 +55,7 @@ from vidseq.evaluate.scores import *
 from vidseq.evaluate.interpret import *
 from vidseq.evaluate.probe import *
 from vidseq.evaluate.cross_validation import *
+from vidseq.evaluate.moment_scores import *
 from vidseq.deploy.card import *
 from vidseq.deploy.saving import *
 from vidseq.deploy.predict import *

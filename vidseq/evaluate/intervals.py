@@ -7,6 +7,7 @@ __all__ = ['group_interval']
 
 # %% ../../nbs/60_evaluate.intervals.ipynb #5d46dc8c
 import numpy as np
+from scipy.special import ndtr, ndtri, stdtrit
 
 # %% ../../nbs/60_evaluate.intervals.ipynb #ac2c8647
 def group_interval(values, # A number for each clip, e.g. 1 if its prediction is correct, else 0
@@ -26,6 +27,13 @@ def group_interval(values, # A number for each clip, e.g. 1 if its prediction is
     low,high = np.percentile(means, [50-50*level, 50+50*level])
     return float(low),float(high)
 
+# %% ../../nbs/60_evaluate.intervals.ipynb #f949b8cd
+def draw_groups(groups, n, seed):
+    "Return the number of the group of each clip, and how often n bootstrap samples contain each group: n,G"
+    names,group_ids = np.unique([str(o) for o in groups], return_inverse=True)
+    shares = np.full(len(names), 1/len(names))
+    return group_ids,np.random.default_rng(seed).multinomial(len(names), shares, size=n)
+
 # %% ../../nbs/60_evaluate.intervals.ipynb #13c7f6f2
 def statistic_interval(statistic, # Function from weights n,N of the clips to n values
                        groups, # The group of each of the N clips
@@ -34,13 +42,44 @@ def statistic_interval(statistic, # Function from weights n,N of the clips to n 
                        seed:int=0, # The same seed gives the same interval
                       ): # Lower and upper bound, or None if the statistic is undefined for most samples
     "Return the confidence interval of any statistic of weighted clips, by a percentile bootstrap over groups"
-    names,group_ids = np.unique([str(o) for o in groups], return_inverse=True)
-    shares = np.full(len(names), 1/len(names))
-    weights = np.random.default_rng(seed).multinomial(len(names), shares, size=n)[:,group_ids] # n,N
+    group_ids,times = draw_groups(groups, n, seed)
+    weights = times[:,group_ids] # n,N
     values = statistic(weights)
     values = values[np.isfinite(values)]
     if len(values) < n/2: return None
     low,high = np.percentile(values, [50-50*level, 50+50*level])
+    return float(low),float(high)
+
+# %% ../../nbs/60_evaluate.intervals.ipynb #d1ce1cbb
+def _bca_percentiles(values, score, without, level):
+    "Return the percentiles of the sorted `values` at which the interval begins and ends"
+    share = ((values < score).sum() + (values == score).sum()/2)/len(values)
+    bias = ndtri(share.clip(.5/len(values), 1-.5/len(values)))
+    change = without.mean()-without
+    spread = (change**2).sum()
+    acceleration = (change**3).sum()/(6*spread**1.5) if spread > 0 else 0
+    n = len(without)
+    quantiles = stdtrit(n-1, [.5-level/2, .5+level/2])*(n/(n-1))**.5 # of the normal distribution, for n -> ∞
+    z = bias+quantiles
+    return 100*ndtr(bias + z/(1-acceleration*z).clip(min=1e-9))
+
+def bca_interval(statistic, # Function from weights n,N of the films to n values
+                 groups, # The group of each of the N films
+                 level:float=0.95, # Confidence level
+                 n:int=1000, # Number of bootstrap samples
+                 seed:int=0, # The same seed gives the same interval
+                ): # Lower and upper bound, or None if the statistic is undefined for most samples
+    """Return the confidence interval of any statistic of weighted films, by a BCa bootstrap over groups
+
+    Method: [Efron, 1987](https://doi.org/10.1080/01621459.1987.10478410), with groups as the resampled units,
+    and wider for few groups, [Hesterberg, 2015](https://doi.org/10.1080/00031305.2015.1089789)."""
+    group_ids,times = draw_groups(groups, n, seed)
+    all_but_one = 1-np.eye(times.shape[1], dtype=int)
+    values,without = (statistic(o[:,group_ids]) for o in (times, all_but_one))
+    score = statistic(np.ones((1,len(group_ids)), int))[0]
+    values,without = (o[np.isfinite(o)] for o in (values,without))
+    if len(values) < n/2 or len(without) < 2 or not np.isfinite(score): return None
+    low,high = np.percentile(values, _bca_percentiles(values, score, without, level))
     return float(low),float(high)
 
 # %% ../../nbs/60_evaluate.intervals.ipynb #f2c28ffd
