@@ -88,8 +88,9 @@ _common = dict(n_out=whole(1, 10**6), n_in=whole(1, 64), per_frame=flag)
 _frame_model = _common | dict(
     arch=named(image_networks, with_timm=True), pool=optional(named(pools)), subtract_mean=flag,
     low_mem=flag, chunk=optional(_width), checkpoint=flag)
+_stream = one_of('frames','motion','short_motion','flow','foreground')
 _member_fields = dict(head=one_of('linear','stats','attentive','recurrent','conv'),
-                      stream=one_of('frames','motion','short_motion','foreground'), weight=real(1e-6, 1e6))
+                      stream=_stream, weight=real(1e-6, 1e6))
 def _member(o): return check_fields(_member_fields, dict(weight=1) | o, 'member')
 _recurrent = _frame_model | dict(num_rnn_layers=_length, dropout=_share)
 models = (
@@ -104,7 +105,7 @@ models = (
              chunk=optional(_width), checkpoint=flag)
     | _table('vidseq.models.timeline_model', 'TimelineModel', arch=named(image_networks, with_timm=True),
              n_out=_common['n_out'], heads=list_of(one_of('tcn','recurrent','attentive'), 1, 100),
-             streams=list_of(one_of('frames','motion','short_motion','foreground'), 1, 4), causal=flag,
+             streams=list_of(_stream, 1, 8), causal=flag,
              chunk=optional(_width))
     | _table('vidseq.models.conv3d', 'Conv3dModel', width=_width, ps=_share, causal=flag, **_common)
     | _table('vidseq.models.conv3d', 'VideoModel', arch=named(video_networks), ps=optional(_share), **_common)

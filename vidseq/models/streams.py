@@ -9,6 +9,7 @@ __all__ = ['StreamModel']
 from collections import namedtuple
 
 import torch
+import torch.nn.functional as F
 from fastai.vision.all import Module, bn_types, imagenet_stats, nn
 
 from ..files import preview_list
@@ -25,11 +26,35 @@ def _foreground(now, later): return (.5 + now - now.mean(dim=1, keepdim=True)).c
 
 def _frames(now, later): return now
 
+_pool,_window,_limit = 4,5,1.5 # pixels of a cell, cells of a window, cells of the largest motion
+
+def _gradients(x): # n,1,h,w -> two of n,1,h,w
+    "Return the change of brightness to the right and downward"
+    p = F.pad(x, (1,1,1,1), mode='replicate')
+    return (p[...,1:-1,2:]-p[...,1:-1,:-2])/2, (p[...,2:,1:-1]-p[...,:-2,1:-1])/2
+
+def _flow_cells(now, later): # n,1,h,w -> n,2,h,w
+    "Estimate the motion in each window by least squares, in cells: Lucas and Kanade, 1981"
+    right,down = _gradients((now+later)/2)
+    change = later-now
+    def total(a, b): return F.avg_pool2d(a*b, _window, 1, _window//2, count_include_pad=False)
+    xx,yy,xy = total(right, right)+1e-3, total(down, down)+1e-3, total(right, down)
+    xt,yt = total(right, change),total(down, change)
+    return torch.cat([xy*yt-yy*xt, xy*xt-xx*yt], dim=1)/(xx*yy-xy**2)
+
+def _flow(now, later):
+    "Show the direction of motion as color: red to the right, green downward, gray if nothing moves"
+    cells = [F.avg_pool2d(o.mean(dim=2).flatten(0, 1)[:,None], _pool) for o in (now, later)] # n,1,h,w
+    flow = _flow_cells(*cells).clamp(-_limit, _limit)/(2*_limit)
+    flow = F.interpolate(flow, size=now.shape[-2:], mode='bilinear')
+    return torch.cat([.5+flow, torch.full_like(flow[:,:1], .5)], dim=1).unflatten(0, now.shape[:2])
+
 # Function of frames B,T,3,H,W from 0 to 1, the value of its pixels if nothing moves, and the distance of the
 # second frame in seconds and in frames
 Stream = namedtuple('Stream', 'image still seconds gap', defaults=(None,None,None))
 streams = dict(frames=Stream(_frames), motion=Stream(_motion, 0., .12, 3),
-               short_motion=Stream(_motion, 0., .04, 1), foreground=Stream(_foreground, .5))
+               short_motion=Stream(_motion, 0., .04, 1), flow=Stream(_flow, .5, .12, 3),
+               foreground=Stream(_foreground, .5))
 
 default_streams = 'frames','motion','short_motion'
 

@@ -19,7 +19,8 @@ from vidseq.data.splits import known_group
 from vidseq.file_index import file_key
 from vidseq.files import check_range
 from vidseq.models.pretrained import default_size
-from vidseq.models.streams import StreamEncoder, default_streams, frames_per_step, later_frames
+from vidseq.models.streams import StreamEncoder, frames_per_step, later_frames
+from vidseq.models.timeline_model import check_timeline_streams, timeline_streams
 from vidseq.train.embed import EmbedSettings, encode_clips, fill_store, open_store
 from vidseq.video.decode import VideoError
 
@@ -131,7 +132,7 @@ def _ready_films(parts, store, keys):
 
 def embed_films(films, # Paths of videos or folders of frames
                 encoder='efficientnet_lite0', # Image encoder, see `create_encoder`
-                streams=default_streams, # Images to encode, see `models.streams`
+                streams=timeline_streams, # Images to encode, see `models.streams`
                 rate:float=5., # Steps per second
                 size:int=None, # Width and height of the images; default: see `default_size`
                 group=None, # Function from a path to its group, or a pattern, see `group_by`
@@ -147,6 +148,7 @@ def embed_films(films, # Paths of videos or folders of frames
 
     Films that cannot be read are printed and skipped. Raise `ValueError` if no film is complete in time."""
     until = None if seconds is None else time.perf_counter()+seconds
+    check_timeline_streams(streams)
     streams,size = list(streams),ifnone(size, default_size(encoder))
     settings = FilmSettings(streams, rate, size, pattern=pattern, fps=fps)
     if not isinstance(encoder, StreamEncoder): encoder = StreamEncoder(encoder, streams, pretrained)
