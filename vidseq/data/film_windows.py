@@ -85,6 +85,18 @@ def _balanced_loss(windows, label, power):
     ys = [label(o) for o in windows]
     return CrossEntropyLossFlat(weight=class_weights(ys, len(label.vocab), power))
 
+def window_block(items, valid, label, seconds, resize, size, stats=imagenet_stats, batch_tfms=None,
+                 balance=.5):
+    "Return the `DataBlock` of windows, whose labels have a balanced loss"
+    n = label.n_steps*(1+len(seconds))
+    sampler = partial(step_frames, rate=label.rate, seconds=tuple(seconds))
+    steps = (StepMultiCategorize if label.several else StepCategorize)(label)
+    if not label.several:
+        steps.loss_func = _balanced_loss([o for i,o in enumerate(items) if i not in valid], label, balance)
+    tfms = [*L(batch_tfms), NormalizeInPlace.from_stats(*stats)]
+    return DataBlock((ClipBlock(n, sampler, size), TransformBlock(type_tfms=steps)),
+                     splitter=IndexSplitter(sorted(valid)), item_tfms=resize, batch_tfms=tfms)
+
 def _film_items(found, n_steps, rate, stride):
     "Return film -> windows, and film -> table of its moments"
     paths = [o.path for o in found.clips]
@@ -119,19 +131,9 @@ def from_films(cls:VideoDataLoaders,
     label = LabelWindow(tables, seq_len, rate, vocab, None if several else background, several)
     valid,about = _split_films(found, windows, valid_pct, seed)
     items = [o for part in windows.values() for o in part]
-    dblock = _window_block(items, valid, label, seconds, image_size, batch_tfms, balance)
+    dblock = window_block(items, valid, label, seconds, Resize(image_size), max(L(image_size)),
+                          batch_tfms=batch_tfms, balance=balance)
     dls = cls.from_dblock(dblock, items, path=path, bs=bs, **kwargs)
     for dl in dls.loaders: dl.group = found.group
     dls.split_rule = about
     return dls
-
-def _window_block(items, valid, label, seconds, image_size, batch_tfms, balance):
-    "Return the `DataBlock` of windows, whose labels have a balanced loss"
-    n = label.n_steps*(1+len(seconds))
-    sampler = partial(step_frames, rate=label.rate, seconds=tuple(seconds))
-    steps = (StepMultiCategorize if label.several else StepCategorize)(label)
-    if not label.several:
-        steps.loss_func = _balanced_loss([o for i,o in enumerate(items) if i not in valid], label, balance)
-    tfms = [*L(batch_tfms), NormalizeInPlace.from_stats(*imagenet_stats)]
-    return DataBlock((ClipBlock(n, sampler, max(L(image_size))), TransformBlock(type_tfms=steps)),
-                     splitter=IndexSplitter(sorted(valid)), item_tfms=Resize(image_size), batch_tfms=tfms)

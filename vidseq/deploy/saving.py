@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from .card import card_markdown, model_card
 from .losses import loss_from_data, loss_to_data
-from .settings import check_card, dls_from_data, setting_names, settings_to_data
+from .settings import (check_card, dls_from_data, events_from_data, events_to_data,
+                                    setting_names, settings_to_data)
 from ..files import atomic_file, preview_list
 from ..models.config import create_model
 from ..models.streams import StreamEncoder
@@ -23,6 +24,7 @@ from ..models.fields import to_json
 from ..models.frame_models import clip_splitter
 from ..models.weights import check_finite, check_weights, fill_weights, map_weights, without_memory
 from ..train.learner import learner_method
+from ..train.outputs import labels_of
 
 # %% ../../nbs/70_deploy.saving.ipynb #c8395c55
 _format = 'vidseq model 2'
@@ -85,7 +87,7 @@ def _all_settings(learn, model, state, own):
     if config is not None:
         _check_unchanged(model, state, config)
         _check_n_outputs(model, n_outputs)
-    return dict(format=_format, model=config, loss=loss) | settings
+    return dict(format=_format, model=config, loss=loss) | settings | events_to_data(learn)
 
 _max_config = 2**23 # bytes
 
@@ -171,7 +173,7 @@ def _read_config(fname):
     if found != _format:
         found = f'the format is {found!r:.40}, not {_format!r}'
         raise ValueError(f'{fname}: not the settings of a model: {found}. {_hint}')
-    wrong = preview_list(sorted(set(data) ^ _config_keys))
+    wrong = preview_list(sorted(set(data)-{'events'} ^ _config_keys))
     if wrong: raise ValueError(f'{fname}: unknown or missing keys: {wrong:.100}. Save it again.')
     if data.pop('settings_sha256') != _sha256(data):
         raise ValueError(f'{fname}: changed after `save_pretrained` wrote it. Download or save it again.')
@@ -234,6 +236,7 @@ def load_pretrained(folder:Path, # Folder that `save_pretrained` wrote, or a fil
     with _config_errors(fname):
         check_card(config['card'])
         dls,n_outputs = dls_from_data(**{k: config[k] for k in setting_names})
+        rule,background = events_from_data(config, labels_of(dls).names)
     state = _read_weights(folder/_weights_file, config['weights_sha256'])
     if model is None: model = _create_checked(config['model'], state, fname, n_outputs)
     model = fill_weights(model, state, folder/_weights_file).eval()
@@ -241,4 +244,5 @@ def load_pretrained(folder:Path, # Folder that `save_pretrained` wrote, or a fil
     with _config_errors(fname): loss = loss_from_data(config['loss'], config['labels']['kind'], model)
     learn = Learner(dls, model, loss_func=loss, splitter=clip_splitter)
     learn.card = config['card']
+    learn.event_rule,learn.background = rule,background
     return learn

@@ -14,6 +14,7 @@ from fastai.vision.all import (AffineCoordTfm, Categorize, CropPad, DataLoaders,
 
 from ..data.block import NormalizeInPlace
 from ..data.clip import ImageTuple, ImageTupleTfm
+from ..data.events import EventRule
 from ..data.film_windows import StepCategorize, StepMultiCategorize
 from ..data.loader import ClipDL
 from ..models.config import named, samplers, to_config
@@ -223,3 +224,21 @@ def check_card(card # Model card as data
     if not isinstance(card, dict): raise ValueError(f'card: {card!r:.60} is not a dict of entries')
     check_fields(_card_fields, {k: v for k,v in card.items() if k in _card_fields}, 'card', complete=False)
     return card
+
+# %% ../../nbs/70_deploy.settings.ipynb #5b77ce41
+def events_to_data(learn # Learner
+                  )->dict: # The settings of events and the background class; empty if it has none
+    "Return `learn.event_rule` and `learn.background` as data"
+    rule = getattr(learn, 'event_rule', None)
+    if rule is None: return {}
+    return dict(events=dict(rule=rule.to_dict(), background=to_json(getattr(learn, 'background', None))))
+
+def events_from_data(data, # Data from `events_to_data`
+                     names, # Classes of the model
+                    )->tuple: # `EventRule` and the background class, both None if there are none
+    "Return the settings of events, after checking them; raise `ValueError` with the place of a wrong value"
+    if 'events' not in data: return None, None
+    found = check_fields(dict(rule=EventRule.from_dict, background=optional(one_of(*names))), data['events'],
+                         'events')
+    found['rule'].by_class(names, found['background'])
+    return found['rule'], found['background']
