@@ -20,7 +20,8 @@ from vidseq.data.clip import ImageTuple
 from vidseq.deploy.card import model_card
 from vidseq.deploy.export import export_learner
 from vidseq.deploy.predict import predict_video
-from vidseq.deploy.timeline import plot_timeline, predict_timeline, timeline_segments
+from vidseq.data.events import find_events
+from vidseq.deploy.timeline import plot_timeline, predict_timeline
 from vidseq.evaluate.interpret import ClipInterpretation, class_activation, explain_gif, frame_importance
 from vidseq.evaluate.kinds import LabelScores, NumberScores
 from vidseq.evaluate.metrics import ClassScores
@@ -273,21 +274,21 @@ def table(**columns):
     return pd.concat([pd.DataFrame(dict(start=start, end=start+1)), pd.DataFrame(columns)], axis=1)
 
 
-def segments_of(kind): return timeline_segments(predict_timeline(learner(kind), first(), window=2, fps=1))
+def segments_of(kind): return find_events(predict_timeline(learner(kind), first(), window=2, fps=1))
 
 
 for k in ('number','numbers'): refuses(f'segments of {k}',
                                        lambda _,k=k: segments_of(k), 'timeline', 'not probabilities')
 for bad in ([-1.,0,1], [0,1,1.5]):
     refuses(f'segments of a table of numbers {bad}',
-            lambda _,b=bad: timeline_segments(table(a=b)), 'not probabilities')
+            lambda _,b=bad: find_events(table(a=b)), 'not probabilities')
 gives('a timeline has a column for each output',
       lambda _: [list(predict_timeline(learner(k), first(), fps=1))[2:] for k in
       ('class','integers','classes','number','numbers')], [
           ['left','right','start'], ['0','1','2'], ['all','left','right','start'],
                                                            ['value'], ['value 0','value 1']])
 gives('classes named start and end',
-      lambda _: timeline_segments(table(start=[.9,.9,.1], end=[.1,.1,.8])).values.tolist(),
+      lambda _: find_events(table(start=[.9,.9,.1], end=[.1,.1,.8])).values.tolist(),
       [['start',0.,2.,.9], ['end',2.,3.,.8]])
 gives('a plot of classes named start and $',
       lambda _: len(plot_timeline(table(**{'start': [.9,.1], '$a$': [0,1]})).get_lines()), 2)

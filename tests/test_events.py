@@ -264,17 +264,6 @@ def test_classes_compete_by_the_kind_of_the_timeline():
     with pytest.raises(ValueError, match='not probabilities'): find_events(timeline)
 
 
-def test_equals_timeline_segments():
-    from vidseq.deploy.timeline import timeline_segments
-    rng = np.random.default_rng(1)
-    for threshold in (0,.2,.5,.9):
-        for _ in range(50):
-            timeline = random_windows(rng)
-            found,want = find_events(timeline, threshold=threshold),timeline_segments(timeline, threshold)
-            assert found.iloc[:,:3].values.tolist() == want.iloc[:,:3].values.tolist()
-            np.testing.assert_allclose(found.score, want.probability.astype(float), rtol=1e-12)
-
-
 # The rule
 
 def test_rules_are_saved_as_json():

@@ -15,7 +15,8 @@ from vidseq.data.splits import leaked_groups
 from vidseq.deploy.card import model_card
 from vidseq.deploy import saving  # noqa: F401 (adds `save_pretrained`)
 from vidseq.deploy.predict import predict_video
-from vidseq.deploy.timeline import plot_timeline, predict_timeline, timeline_segments
+from vidseq.data.events import find_events
+from vidseq.deploy.timeline import plot_timeline, predict_timeline
 from vidseq.evaluate.interpret import ClipInterpretation, class_activation, explain, frame_importance
 from vidseq.evaluate.scores import evaluate, time_sensitivity
 from vidseq.models.conv3d import Conv3dModel
@@ -67,7 +68,7 @@ def check_timeline(learn, clip):
     np.testing.assert_allclose(timeline.iloc[0,2:].astype(float), expected(learn, clip), **close)
     if labels_of(learn.dls).kind == 'numbers': return
     n_likely = (timeline.iloc[0,2:] >= .5).sum()
-    assert len(timeline_segments(timeline)) == n_likely
+    assert len(find_events(timeline)) == n_likely
 
 
 def check_explanations(learn, clip):

@@ -87,6 +87,12 @@ class Output:
         "Write `data` as JSON, with null for numbers that are not finite"
         self.stream.write(json.dumps(_finite(data), indent=1, allow_nan=False, default=str)+'\n')
 
+    def json_line(self, data):
+        "Write `data` as JSON on one line, for a program that reads results as they come"
+        self.stream.write(json.dumps(_finite(data), allow_nan=False, default=str)+'\n')
+
+    def flush(self): self.stream.flush()
+
     def csv(self, table):
         "Write a table as UTF-8 csv with the exact names of files, or with escapes if a person reads it"
         text = table.to_csv(index=False, lineterminator='\n')

@@ -48,6 +48,12 @@ _train_args = (
     arg('--arch', default='efficientnet_lite0', help='image encoder with pretrained weights: a name in timm '
         f'{default}'),
     arg('--weights', type=path, metavar='FILE', help='weights of the encoder'),
+    arg('--timeline', action='store_true', help='for annotated films: train models that find what happens '
+        'when (`vidseq timeline`, `vidseq watch`), and score the events that they find'),
+    arg('--live', action='store_true',
+        help='with --timeline: models that need no later frame, for `vidseq watch`'),
+    arg('--rate', type=real(above=0, high=1000), default=5,
+        help=f'with --timeline: steps per second {default}'),
     arg('--scratch', action='store_true', help='train four small models from scratch on one split'),
     arg('--folds', type=number(low=2, high=1000), default=5, help=f'folds of the cross-validation {default}'),
     arg('--size', type=number(low=1, high=8192),
@@ -76,6 +82,7 @@ def _train(args, out):
     from vidseq.report.train_folder import train_folder
     from vidseq.train.learner import epoch_lines
     source = args.folder.resolve()
+    if args.timeline: return _train_timeline(args, out)
     results = args.out or Path(f'vidseq-{source.stem if source.is_file() else source.name}')
     names = ('seconds','arch','weights','scratch','folds','size','seq_len','seed','workers','flip','pattern',
              'step','bs','augment','videos')
@@ -83,6 +90,26 @@ def _train(args, out):
     with epoch_lines():
         study = train_folder(args.folder, results, args.groups, start=args.started, **options)
     _show_scores(out, study, results)
+
+# %% ../../nbs/92_commands.train.ipynb #d9a9f60f
+def _check_timeline(args):
+    "Raise `ValueError` unless the source is an annotation file"
+    if args.folder.is_file(): return
+    raise ValueError(f'{args.folder}: not a file. With --timeline, give an annotation file of films: a table '
+                     'of file, start, end, label.')
+
+def _train_timeline(args, out):
+    "Train models that find what happens when"
+    from vidseq.report.train_timeline import score_sentence, train_timeline
+    from vidseq.train.learner import epoch_lines
+    _check_timeline(args)
+    results = args.out or Path(f'vidseq-{args.folder.stem}')
+    names = 'videos','groups','seconds','arch','weights','rate','live','folds','size','seed','workers'
+    options = {o: getattr(args, o) for o in names}
+    with epoch_lines(): found = train_timeline(args.folder, results, start=args.started, **options)
+    for o in found.table.itertuples(): out.line(f'{o.event_f1:7.1%}  {o.head}')
+    out.line(score_sentence(found))
+    out.line(f'Page: {results/"index.html"}. Events: {results/"events.csv"}. Best model: {results/"model"}')
 
 # %% ../../nbs/92_commands.train.ipynb #36749d4b
 def _split_table(args):

@@ -13,7 +13,7 @@ import pandas as pd
 from fastai.vision.all import Learner, defaults, ifnone
 
 from vidseq.data.block import VideoDataLoaders
-from vidseq.data.events import choose_rule, find_events
+from vidseq.data.events import choose_rule, event_f1, find_events
 from vidseq.data.film import film_vocab, step_labels
 from vidseq.data.film_windows import LabelWindow, film_windows, window_block
 from vidseq.data.folds import split_folds
@@ -72,6 +72,10 @@ def fit_folds(features, # `FilmFeatures`
 # %% ../../nbs/66_evaluate.timeline_probe.ipynb #1267e981
 def _as_timeline(probs, rate, names): return probs, [i/rate for i in range(len(probs))], names
 
+def few_events_f1(found, truth, most=1.05):
+    "Return the event F1, reduced if there are more events than `most` for each true one"
+    return event_f1(found, truth)*min(1., most*len(truth)/max(len(found), 1))
+
 class TimelineProbe:
     """Hold what `timeline_probe` found: for each candidate the probabilities of all films, and scores
 
@@ -97,7 +101,7 @@ class TimelineProbe:
         "Return the rule that is best on some films, by default all"
         timelines = self.timelines(name, films)
         truth = self.labels.truth[self.labels.truth.file.isin(timelines)]
-        return choose_rule(timelines, truth, **self._options())[0]
+        return choose_rule(timelines, truth, few_events_f1, **self._options())[0]
 
     def events(self, name, rule, films=None):
         "Return the events that a rule finds: file, label, start, end, score"

@@ -46,28 +46,32 @@ def _intro(study):
     return (P(printable(study.verdict()), cls='verdict bad' if lost else 'verdict'),
             P(printable(_method(study).strip())), Ul(*[Li(printable(o)) for o in lines]) if lines else '')
 
-def _versions():
+def page_versions():
     return dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__)
 
-def _page(study, n_clips, source):
-    "Return the HTML of the page"
-    sections = _sections(study, n_clips, source)
-    links = Nav(Ul(*[Li(A(title, href=f'#{name}')) for name,title,_ in sections]))
-    body = [o for name,title,content in sections for o in (H2(title, id=name), *content)]
-    made = ', '.join(f'{k} {v}' for k,v in _versions().items())
+def html_page(title, intro, # Elements before the table of contents
+              sections, # Name, title and content of each section
+             ): # Text of the page
+    "Return the HTML of a page with a table of contents"
+    links = Nav(Ul(*[Li(A(text, href=f'#{name}')) for name,text,_ in sections]))
+    body = [o for name,text,content in sections for o in (H2(text, id=name), *content)]
+    made = ', '.join(f'{k} {v}' for k,v in page_versions().items())
     head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
-                Title(printable(study.title)), Style(NotStr(css)))
-    body = Body(H1(printable(study.title)), *_intro(study), links, *body, Footer(f'vidseq, {made}'))
+                Title(printable(title)), Style(NotStr(css)))
+    body = Body(H1(printable(title)), *intro, links, *body, Footer(f'vidseq, {made}'))
     return to_xml(Html(head, body, lang='en'), indent=False)
 
-def _write_text(path, text):
+def _page(study, n_clips, source):
+    return html_page(study.title, _intro(study), _sections(study, n_clips, source))
+
+def write_page_text(path, text):
     with atomic_file(path) as part: part.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 def _write(out, study, n_clips, source, more=()):
     "Write the scores, then the page"
-    data = study.to_dict() | dict(more, versions=_versions())
-    _write_text(out/'scores.json', json.dumps(plain_data(data), indent=1, allow_nan=False))
-    _write_text(out/'index.html', _page(study, n_clips, source))
+    data = study.to_dict() | dict(more, versions=page_versions())
+    write_page_text(out/'scores.json', json.dumps(plain_data(data), indent=1, allow_nan=False))
+    write_page_text(out/'index.html', _page(study, n_clips, source))
 
 # %% ../../nbs/81_report.page.ipynb #98447a95
 def write_page(out:Path, # Folder for `index.html` and `scores.json`
