@@ -13,7 +13,7 @@ import pandas as pd
 from fastai.vision.all import Learner, defaults, ifnone
 
 from vidseq.data.block import VideoDataLoaders
-from vidseq.data.events import choose_rule, event_f1, find_events
+from vidseq.data.events import EventRule, choose_rule, event_f1, find_events
 from vidseq.data.film import film_vocab, step_labels
 from vidseq.data.film_windows import LabelWindow, film_windows, window_block
 from vidseq.data.folds import split_folds
@@ -54,20 +54,27 @@ def fit_folds(features, # `FilmFeatures`
               units, # `DenseUnit`s
               folds, # (train, valid) lists of films
               causal, epochs=40,
-              seconds=None, # Time for everything
+              each=None, # Seconds for one head
               n_workers=None, # Threads
-             ): # Generator of unit, number of the fold, film -> probabilities
+             ): # Generator of unit, film -> probabilities; without validation films, of unit and head
     "Train each unit on each fold, and predict the films that it has not seen"
-    n_workers = ifnone(n_workers, defaults.cpus)
-    jobs = [(unit,k) for unit in units for k in range(len(folds))]
-    each = seconds and seconds*max(n_workers, 1)/len(jobs)
+    jobs = [(unit,fold) for unit in units for fold in folds]
     def run(job):
-        (head,seed),(train,valid) = job[0],folds[job[1]]
-        until = each and time.time()+each
+        (head,seed),(train,valid) = job
+        until = None if each is None else time.time()+each
         model = fit_dense(features, labels.ys, len(labels.vocab), train, head, causal, epochs, seed=seed,
                           until=until)
+        if not valid: return model
         return {features.paths[i]: predict_dense(model, features, i, labels.several) for i in valid}
-    for i,found in run_in_threads(run, jobs, n_workers, 'heads'): yield *jobs[i], found
+    n_workers = ifnone(n_workers, defaults.cpus)
+    for i,found in run_in_threads(run, jobs, n_workers, 'heads'): yield jobs[i][0], found
+
+def seconds_for_each(seconds, # Time for all heads
+                     n_units, n_folds, n_workers):
+    "Return the time for one head, if all are trained on each fold and then on all films"
+    if seconds is None: return None
+    n = max(ifnone(n_workers, defaults.cpus), 1)
+    return seconds/(-(-n_units*n_folds//n) + -(-n_units//n))
 
 # %% ../../nbs/66_evaluate.timeline_probe.ipynb #1267e981
 def _as_timeline(probs, rate, names): return probs, [i/rate for i in range(len(probs))], names
@@ -79,12 +86,14 @@ def few_events_f1(found, truth, most=1.05):
 class TimelineProbe:
     """Hold what `timeline_probe` found: for each candidate the probabilities of all films, and scores
 
-    `table` has a row for each candidate, the best first; `scores[name]` are its `MomentScores`."""
+    `table` has a row for each candidate, the best first; `scores[name]` are its `MomentScores`, `found[name]`
+    its events, `rules[name]` the settings that were chosen on all films."""
     def __init__(self, features, labels, folds, causal, probs, # Candidate -> film -> probabilities T,C
                  units, # Candidate -> units
+                 epochs=40, each=None, # Passes and seconds for one head
                 ):
         self.features,self.labels,self.folds,self.causal = features,labels,folds,causal
-        self.probs,self.units = probs,units
+        self.probs,self.units,self.epochs,self.each = probs,units,epochs,each
         self.groups = dict(zip(features.paths, features.groups))
         self.rules,self.scores,self.found = {},{},{}
 
@@ -97,11 +106,13 @@ class TimelineProbe:
         return dict(background=self.labels.background, exclusive=not self.labels.several,
                     step=1/self.features.rate)
 
-    def choose(self, name, films=None):
-        "Return the rule that is best on some films, by default all"
+    def choose(self, name, films=None, plain=False):
+        "Return the rule, or with `plain` the threshold, that is best on some films, by default all"
         timelines = self.timelines(name, films)
         truth = self.labels.truth[self.labels.truth.file.isin(timelines)]
-        return choose_rule(timelines, truth, few_events_f1, **self._options())[0]
+        if not plain: return choose_rule(timelines, truth, few_events_f1, **self._options())[0]
+        rules = [EventRule(o/10) for o in range(1, 10)]
+        return max(rules, key=lambda o: few_events_f1(self.events(name, o, films), truth))
 
     def events(self, name, rule, films=None):
         "Return the events that a rule finds: file, label, start, end, score"
@@ -109,19 +120,22 @@ class TimelineProbe:
                  for path,o in self.timelines(name, films).items()]
         return pd.concat(parts, ignore_index=True)
 
-    def score(self, name):
-        "Score a candidate: the rule for the films of each fold is chosen on the other films"
-        if name in self.scores: return self.scores[name]
+    def held_out_events(self, name, plain=False):
+        "Return the events of all films: the rule for the films of each fold is chosen on the other films"
         parts = []
         for _,valid in self.folds:
             others = [i for i in range(len(self.features)) if i not in set(valid)]
-            parts.append(self.events(name, self.choose(name, others), valid))
-        self.found[name] = pd.concat(parts, ignore_index=True)
-        self.scores[name] = moment_scores(
-            self.found[name], self.labels.truth, self.labels.seconds, self.groups, self.features.rate,
-            background=self.labels.background)
-        self.rules[name] = self.choose(name)
-        return self.scores[name]
+            parts.append(self.events(name, self.choose(name, others, plain), valid))
+        return pd.concat(parts, ignore_index=True)
+
+    def score(self, name, plain=False):
+        "Score a candidate; keep a rule only if it is better than a plain threshold on films of other folds"
+        found = self.held_out_events(name, plain)
+        def quality(events): return few_events_f1(events, self.labels.truth)
+        if name in self.found and quality(found) <= quality(self.found[name]): return
+        self.found[name],self.rules[name] = found,self.choose(name, plain=plain)
+        self.scores[name] = moment_scores(found, self.labels.truth, self.labels.seconds, self.groups,
+                                          self.features.rate, background=self.labels.background)
 
     @property
     def table(self):
@@ -139,18 +153,14 @@ class TimelineProbe:
         return f'{self.table.round(3).to_string(index=False)}\n{self.best}: {self.scores[self.best]}'
 
     def learner(self, name:str=None, # Name of a candidate; default: the best
-                epochs:int=40, seconds:float=None, # Time for training
+                n_workers=None, # Threads
                )->Learner: # With a frozen encoder, and the rule for events as `event_rule`
         "Train a candidate on all films, and put encoder and heads into a learner"
-        name = name or self.best
-        self.score(name)
-        units,labels = self.units[name],self.labels
-        args = self.features,labels.ys,len(labels.vocab),list(range(len(self.features)))
-        each = seconds and seconds/len(units)
-        heads = [fit_dense(*args, o.head, self.causal, epochs, seed=o.seed, until=each and time.time()+each)
-                 for o in units]
-        names = [o.head for o in units]
-        return timeline_learner(self.features, labels, names, heads, self.causal, self.rules[name])
+        name,everything = name or self.best,list(range(len(self.features)))
+        fits = fit_folds(self.features, self.labels, self.units[name], [(everything, [])], self.causal,
+                         self.epochs, self.each, n_workers)
+        names,heads = zip(*((unit.head, head) for unit,head in fits))
+        return timeline_learner(self.features, self.labels, list(names), heads, self.causal, self.rules[name])
 
 # %% ../../nbs/66_evaluate.timeline_probe.ipynb #cb6ae159
 def timeline_loaders(features, labels, n_steps=32, **kwargs):
@@ -182,9 +192,10 @@ def timeline_learner(features, labels, names, heads, causal, rule=None, **kwargs
 head_names = dict(tcn='Dilated convolutions', recurrent='GRU', attentive='Attention in a window')
 
 def dense_candidates(heads, n_seeds):
-    "Return name -> units: each head with all its seeds"
+    "Return name -> units: each head with all its seeds, and all heads"
     check_dense_heads(heads)
-    return {head_names[o]: [DenseUnit(o, s) for s in range(n_seeds)] for o in heads}
+    found = {head_names[o]: [DenseUnit(o, s) for s in range(n_seeds)] for o in heads}
+    return found | ({'All heads': [u for o in found.values() for u in o]} if len(found) > 1 else {})
 
 def timeline_probe(features, # Result of `embed_films`
                    moments, # Table of file (paths as in `features`), start, end, label
@@ -194,7 +205,8 @@ def timeline_probe(features, # Result of `embed_films`
                    causal=False, # Look at earlier steps only, for streams
                    folds:int=5, # Folds of the cross-validation; at most the number of groups
                    n_seeds:int=1, # Heads with different random weights, whose probabilities are averaged
-                   epochs:int=40, seconds:float=None, # Passes through the films, and time for training
+                   epochs:int=40, # Passes through the films
+                   seconds:float=None, # Time for training on the folds, and on all films in `learner`
                    seed:int=0, n_workers:int=None)->TimelineProbe:
     "Cross-validate heads that find events in films, over groups of films"
     check_range('folds', folds, 2)
@@ -203,12 +215,13 @@ def timeline_probe(features, # Result of `embed_films`
     occurring = [sorted(set(labels.tables[o].label), key=str) or ['-'] for o in features.paths]
     splits = split_folds(features.groups, occurring, min(folds, len(set(features.groups))), seed)
     splits = [(list(a), list(b)) for a,b in splits]
-    every = [u for o in units.values() for u in o]
-    probs = {u: {} for u in every}
-    for unit,_,found in fit_folds(features, labels, every, splits, causal, epochs, seconds, n_workers):
+    every = list(dict.fromkeys(u for o in units.values() for u in o))
+    probs,each = {u: {} for u in every},seconds_for_each(seconds, len(every), len(splits), n_workers)
+    for unit,found in fit_folds(features, labels, every, splits, causal, epochs, each, n_workers):
         probs[unit].update(found)
     def average(members, film): return sum(probs[u][film] for u in members)/len(members)
     averaged = {k: {film: average(o, film) for film in features.paths} for k,o in units.items()}
-    result = TimelineProbe(features, labels, splits, causal, averaged, units)
-    for name in units: result.score(name)
+    result = TimelineProbe(features, labels, splits, causal, averaged, units, epochs, each)
+    for name in units: result.score(name, plain=True)
+    result.score(result.best)
     return result

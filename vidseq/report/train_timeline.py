@@ -118,8 +118,8 @@ def train_timeline(table, # Annotation file of moments, see `read_moments`, or a
     for o in notes[:1]: print(o, flush=True)
     set_seed(seed)
     result = timeline_probe(features, moments, background, causal=live, folds=folds, seed=seed,
-                            seconds=.5*clock.left(clock.end), n_workers=workers)
-    result.learn = result.learner(seconds=.5*clock.left(clock.end))
+                            seconds=.6*clock.left(clock.end), n_workers=workers)
+    result.learn = result.learner(n_workers=workers)
     card = dict(name=result.best, started_from=started_from, scores=result.scores[result.best].to_dict())
     save_somewhere(partial(save_pretrained, result.learn, card=plain_data(card), group=group), out/'model')
     write_timeline_page(out, result, f'vidseq: {out.name}', notes)
