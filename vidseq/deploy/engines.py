@@ -36,7 +36,7 @@ class FramePipeline:
         "Return a frame (PIL image, array H,W,3, tensor C,H,W) as the image that the model was trained on"
         img,cls = as_frame(frame),self.tfm.img_cls
         if self.tfm.size and min(img.size) > self.tfm.size:
-            img = Frame.from_array(np.asarray(img), scaled_size(*img.size, self.tfm.size))
+            img = Frame.from_array(np.array(img), scaled_size(*img.size, self.tfm.size))
         return img if cls is PILImage else cls(img.convert(cls._open_args['mode']))
 
     def __call__(self, images):

@@ -57,7 +57,8 @@ class Stream:
 
     def _table(self, parts):
         rows = [(*time, *o) for times,out in parts if times for time,o in zip(times, out.tolist())]
-        timeline = pd.DataFrame(rows, columns=['start','end', *map(str, self.labels.names)])
+        columns = ['start','end', *map(str, self.labels.names)]
+        timeline = pd.DataFrame(rows, columns=columns, dtype=float) # also without rows
         timeline.attrs['kind'] = self.labels.kind # for `plot_timeline` and `find_events`
         return timeline
 

@@ -6,6 +6,8 @@
 __all__ = ['MomentScores', 'moment_scores']
 
 # %% ../../nbs/65_evaluate.moment_scores.ipynb #0219c436
+import os
+
 import numpy as np
 import pandas as pd
 from fastai.vision.all import plt
@@ -31,18 +33,24 @@ def draw_spans(ax, spans, # (start, duration, class number)
     width = ax.get_xlim()[1]/500
     for start,duration,code in spans: ax.barh(y, max(duration, width), .8, start, color=colors[code])
 
+def without_folder(paths)->list: # Paths in the same order
+    "Return paths without the folder that all of them are in"
+    names = [str(o).replace('\\', '/') for o in paths]
+    n = os.path.commonprefix([o.rpartition('/')[0].split('/') for o in names])
+    return ['/'.join(o.split('/')[len(n):]) for o in names]
+
 def plot_film_bars(films, # `MomentFilms`
                    numbers, # Numbers of the films
                   ): # The figure
     "Plot the true and the predicted moments of films as two bars each"
-    colors,used = class_colors(len(films.vocab)),set()
+    colors,used,titles = class_colors(len(films.vocab)),set(),without_folder(films.names)
     fig,axs = plt.subplots(len(numbers), 1, figsize=(10,.6+len(numbers)), squeeze=False, layout='constrained')
     for i,ax in zip(numbers, axs[:,0]):
         found,true = films.spans(i)
         ends = [start+duration for start,duration,_ in found+true]
         seconds = films.seconds[films.names[i]] or max(ends, default=0) or 1
         ax.set(xlim=(0,seconds), ylim=(-.5,1.5), yticks=[1,0], yticklabels=['truth','prediction'])
-        ax.set_title(plot_text(films.names[i]), fontsize=10, loc='left')
+        ax.set_title(plot_text(titles[i]), fontsize=10, loc='left')
         for y,spans in enumerate((found,true)): draw_spans(ax, spans, y, colors)
         used |= {code for _,_,code in found+true}
     ax.set_xlabel('seconds')

@@ -77,12 +77,13 @@ def _timeline_sections(result):
 
 def _cell_text(value): return f'{value:.3f}' if isinstance(value, float) else printable(str(value))
 
-def write_timeline_page(out, result, title, notes):
+def write_timeline_page(out, result, title, notes, film_names):
     "Write the page, the scores and the events that were found"
     data = dict(best=result.best, heads={k: o.to_dict() for k,o in result.scores.items()}, notes=notes,
                 rule=result.rules[result.best].to_dict(), versions=page_versions())
     write_page_text(out/'scores.json', json.dumps(plain_data(data), indent=1, allow_nan=False))
     events = result.found[result.best]
+    events = events.assign(file=[film_names[o] for o in events.file])
     with atomic_file(out/'events.csv') as part: events.to_csv(part, index=False)
     intro = [P(score_sentence(result), cls='verdict'), *[P(printable(o)) for o in notes]]
     write_page_text(out/'index.html', html_page(title, intro, _timeline_sections(result)))
@@ -108,7 +109,8 @@ def train_timeline(table, # Annotation file of moments, see `read_moments`, or a
     check_output(out/'index.html') # before training
     check_range('seconds', seconds, above=0, whole=False)
     timm_name(arch)
-    moments,group = _film_moments(table, ifnone(videos, Path(table).parent), groups)
+    videos = ifnone(videos, Path(table).parent)
+    moments,group = _film_moments(table, videos, groups)
     started_from = weights_text(arch, weights or True)
     print(f'Starting from {started_from}.', flush=True)
     encoder = StreamEncoder(arch, list(timeline_streams), weights or True)
@@ -122,5 +124,6 @@ def train_timeline(table, # Annotation file of moments, see `read_moments`, or a
     result.learn = result.learner(n_workers=workers)
     card = dict(name=result.best, started_from=started_from, scores=result.scores[result.best].to_dict())
     save_somewhere(partial(save_pretrained, result.learn, card=plain_data(card), group=group), out/'model')
-    write_timeline_page(out, result, f'vidseq: {out.name}', notes)
+    film_names = {o: Path(o).relative_to(Path(videos).absolute()).as_posix() for o in features.paths}
+    write_timeline_page(out, result, f'vidseq: {out.name}', notes, film_names)
     return result
