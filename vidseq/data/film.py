@@ -26,7 +26,7 @@ from vidseq.video.read import read_arrays
 from vidseq.video.source import read_source
 
 # %% ../../nbs/39_data.film.ipynb #000debca
-def _folder_info(folder, pattern, fps):
+def _frames_info(folder, pattern, fps):
     "Return the files of a folder of frames, and what `video_info` says about a video"
     files = frame_files(folder, pattern)
     if not files: raise VideoError(folder, 'a folder without frames', 'Extract the frames again.')
@@ -46,7 +46,7 @@ class Film:
                 ):
         self.path,(self.file,_) = path,split_fragment(path)
         self.files = None
-        if os.path.isdir(self.file): self.files,self.info = _folder_info(self.file, pattern, fps)
+        if os.path.isdir(self.file): self.files,self.info = _frames_info(self.file, pattern, fps)
         else: self.info = video_info(self.file)
         if not self.info.fps:
             raise VideoError(path, 'its frame rate is unknown, so times mean no frames', 'Give `fps`.')

@@ -37,7 +37,7 @@ def _film_moments(table, videos, groups):
                                 end=[o.end for o in found.clips], label=found.labels))
     return moments, found.group
 
-def _describe(moments, features):
+def _films_text(moments, features):
     "Return sentences about the films"
     labels = moments.label.value_counts()
     seconds = sum(features.n_steps)/features.rate
@@ -116,7 +116,7 @@ def train_timeline(table, # Annotation file of moments, see `read_moments`, or a
     encoder = StreamEncoder(arch, list(timeline_streams), weights or True)
     features = embed_films(moments.file.unique(), encoder, rate=rate, size=size, group=group,
                            cache=out/'features', seconds=clock.left(.4*seconds), n_workers=workers)
-    notes = [*_describe(moments, features), f'Started from {started_from}, frozen.']
+    notes = [*_films_text(moments, features), f'Started from {started_from}, frozen.']
     for o in notes[:1]: print(o, flush=True)
     set_seed(seed)
     result = timeline_probe(features, moments, background, causal=live, folds=folds, seed=seed,

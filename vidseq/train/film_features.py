@@ -116,10 +116,10 @@ def _open_films(paths, settings):
     if not n_steps: raise errors[0] if errors else ValueError('films: empty. Give a list of videos.')
     return n_steps
 
-def _parts(path, n_steps, size):
+def _film_parts(path, n_steps, size):
     return [FilmPart(path, a, min(a+size, n_steps)) for a in range(0, n_steps, size)]
 
-def _print_skipped(failed):
+def _print_errors(failed):
     "Print the first error of each film"
     errors = {}
     for part,e in failed.items(): errors.setdefault(part.path, e)
@@ -153,13 +153,13 @@ def embed_films(films, # Paths of videos or folders of frames
     settings = FilmSettings(streams, rate, size, pattern=pattern, fps=fps)
     if not isinstance(encoder, StreamEncoder): encoder = StreamEncoder(encoder, streams, pretrained)
     n_steps = _open_films(list(dict.fromkeys(str(o) for o in films)), settings)
-    parts = {o: _parts(o, n, settings.n_frames) for o,n in n_steps.items()}
+    parts = {o: _film_parts(o, n, settings.n_frames) for o,n in n_steps.items()}
     keys = {o: file_key(o) for o in parts}
     store = open_store(ifnone(cache, fastai_path('data')/'features'), encoder, settings)
     encode = partial(encode_clips, encoder, settings, executor=executor, n_workers=n_workers)
     names = [o for part in parts.values() for o in part]
     failed = fill_store(store, encode, names, [keys[o.path] for o in names], until=until, in_order=True)
-    _print_skipped(failed)
+    _print_errors(failed)
     ready = _ready_films(parts, store, keys)
     if len(ready) < len(parts): print(f'{len(ready)} of {len(parts)} films are embedded.', flush=True)
     too_short = ValueError('seconds: too short to embed a film. Give more.')

@@ -75,7 +75,7 @@ class _Crops:
         drawn = self.rng.choice(self.films, self.bs, replace=len(self.films) < self.bs, p=self.shares)
         return pad_films(*zip(*map(self._cut, drawn)))
 
-def _stages(head, x, mask): return head.stages(x, mask) if hasattr(head, 'stages') else [head(x, mask)]
+def _stage_logits(head, x, mask): return head.stages(x, mask) if hasattr(head, 'stages') else [head(x, mask)]
 
 _one_cycle = combined_cos(.25, .04, 1., 1e-4) # share of the highest learning rate, by the share that is done
 
@@ -110,7 +110,7 @@ def fit_dense(features, # `FilmFeatures`
         for o in opt.param_groups: o['lr'] = _one_cycle(done)*lr
         x,y,mask = (o.to(device) for o in crops.batch())
         opt.zero_grad()
-        dense_loss(_stages(model, x, mask), y, mask, weights).backward()
+        dense_loss(_stage_logits(model, x, mask), y, mask, weights).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.)
         opt.step()
     return set_generator(model.eval(), None)
