@@ -9,7 +9,7 @@ endif
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 NBS := $(wildcard nbs/*.ipynb nbs/tutorials/*.ipynb)
 # Tutorials that take a minute or more run with the slow tests
-LONG := ^[_.]|^(your_videos|honest_scores|image_to_video|speed_memory|ship_it|cookbook|image_sequences|timesformer)
+LONG := ^[_.]|^(your_videos|honest_scores|image_to_video|speed_memory|ship_it|cookbook|image_sequences|timesformer|timelines)
 # The inner loop: notebooks and tests of a few seconds each
 QUICK_NBS := ^(00|1[0-2]|30|34|40|41|42)_
 QUICK_TESTS := tests/test_house.py tests/test_samplers.py tests/test_seeds.py tests/test_tutorials.py

@@ -11,6 +11,7 @@ from vidseq.models.frame_models import ConvLSTMModel, RNNModel, SimpleModel
 from vidseq.models.heads import heads
 from vidseq.models.layers import AttentionPool
 from vidseq.models.streams import StreamModel, streams
+from vidseq.models.timeline_model import TimelineModel
 from vidseq.models.timesformer import TimeSformer, small_timesformer
 from vidseq.models.vit import DividedBlock, JointBlock, PaperBlock, SpaceBlock, TimeSformerViT
 
@@ -31,6 +32,8 @@ kinds = dict(
     convlstm_pool=partial(convlstm, hidden_size=8, pool=AttentionPool),
     conv3d=Conv3dModel,
     conv3d_per_frame=partial(Conv3dModel, per_frame=True),
+    conv3d_causal=partial(Conv3dModel, per_frame=True, causal=True),
+    simple_shift=partial(simple, shift=.25),
     timesformer=partial(TimeSformer, **small),
     timesformer_checkpoint=partial(TimeSformer, checkpoint=True, **small),
     timesformer_wide=partial(TimeSformer, **small | dict(dim=512)), # recomputes its attention
@@ -39,6 +42,8 @@ kinds = dict(
     timm_vit=partial(TimeSformerViT, timm_vit, pretrained=False),
     vit_checkpoint=partial(TimeSformerViT, vit, pretrained=False, checkpoint=True, num_frames=4,
                            drop_path=.1))
+kinds |= {f'timeline_{o}': partial(TimelineModel, small_cnn, heads=[o], causal=causal, pretrained=False)
+          for o,causal in (('tcn',True), ('recurrent',False), ('attentive',True))}
 kinds |= {f'vit_{o.__name__}': partial(TimeSformerViT, vit, pretrained=False, block=o)
           for o in (SpaceBlock, JointBlock, DividedBlock, PaperBlock)}
 kinds |= {o.__name__: partial(VideoModel, o, pretrained=False)
@@ -53,4 +58,4 @@ sizes = dict(timm_vit=224, s3d=64, vit_resized_False=64, vit_resized_True=64)
 
 def frames_and_size(name):
     "Return the number and size of the frames of a clip for a model"
-    return 9 if name.startswith('stream') else 8, sizes.get(name, 32)
+    return 8, sizes.get(name, 32)

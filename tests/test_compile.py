@@ -8,7 +8,8 @@ from vidseq.data.clip import ImageTuple
 
 # torch does not trace `nn.LSTM` and `nn.GRU`, and runs gradient checkpointing of encoders outside of graphs
 breaks = dict.fromkeys(['lstm','lstm2','gru_pool','gru_per_frame'], 1)
-breaks |= dict(simple_checkpoint=3, stream_recurrent_1=3, stream_recurrent_2=3) # three members
+breaks |= dict(simple_checkpoint=3, stream_recurrent_1=4, stream_recurrent_2=4, # four members
+               timeline_recurrent=2)
 
 
 def compiled(model):

@@ -344,7 +344,7 @@ def test_playlists_are_not_followed(videos, tmp_path, name, what):
 
 scan = '''
 import sys
-from vidseq.video.info import *
+from vidseq.video.info import scan_video
 from vidseq.video.decode import *
 try: scan_video(sys.argv[1])
 except VideoError as e: print(e)

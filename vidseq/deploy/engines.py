@@ -18,13 +18,14 @@ from vidseq.models.causal import causal_step
 from vidseq.models.layers import stack_frames
 from vidseq.models.streams import StreamEncoder
 from vidseq.train.learner import learner_device, ready_model
-from vidseq.train.outputs import clip_reader, predict_outputs
+from vidseq.train.outputs import clip_reader, labels_of, predict_outputs
 from vidseq.video.decode import scaled_size
 
 # %% ../../nbs/70_deploy.engines.ipynb #f6a9887e
 class FramePipeline:
     "Convert images as the validation loader of a learner does: n images to a tensor n,C,H,W"
     def __init__(self, learn):
+        labels_of(learn.dls) # an error comes before the work
         self.tfm = clip_reader(learn.dls.valid)
         frame = PILImage.create(np.zeros((8,8,3), np.uint8))
         dl = learn.dls.test_dl([ImageTuple([frame])], num_workers=0)

@@ -36,8 +36,8 @@ def draw_spans(ax, spans, # (start, duration, class number)
 def without_folder(paths)->list: # Paths in the same order
     "Return paths without the folder that all of them are in"
     names = [str(o).replace('\\', '/') for o in paths]
-    n = os.path.commonprefix([o.rpartition('/')[0].split('/') for o in names])
-    return ['/'.join(o.split('/')[len(n):]) for o in names]
+    common = os.path.commonprefix([o.split('/')[:-1] for o in names])
+    return ['/'.join(o.split('/')[len(common):]) for o in names]
 
 def plot_film_bars(films, # `MomentFilms`
                    numbers, # Numbers of the films

@@ -173,13 +173,13 @@ def run_rnn(rnn, # `nn.LSTM` or `nn.GRU` with `batch_first=True`
             layer=None, # The `Remembers` that keeps the state of a stream, see `models.causal`
            )->tuple: # Outputs B,T,directions*H; last hidden states B,layers*directions*H
     "Run `rnn` over `x` and return its outputs and the last hidden states of all layers and directions"
-    state = layer and layer.recall()
-    if state is not None and len(state) == 1: state = state[0] # of a GRU
+    state = layer.recall() if layer else None
+    args = () if state is None else (state if len(state) > 1 else state[0],) # one tensor for a GRU
     if _unscaled_float16(x):
         # not in bfloat16: cuDNN needs the weights in one piece of memory, which copies of them are not, and
         # beside an image encoder the layer takes little time
-        with torch.autocast('cuda', enabled=False): outs,h = rnn(x.to(next(rnn.parameters()).dtype), state)
-    else: outs,h = rnn(x, state)
+        with torch.autocast('cuda', enabled=False): outs,h = rnn(x.to(next(rnn.parameters()).dtype), *args)
+    else: outs,h = rnn(x, *args)
     if layer: layer.keep(*_as_tuple(h))
     h = _as_tuple(h)[0] # an LSTM has a cell state too
     return outs,h.transpose(0,1).flatten(1) # layers,B,H -> B,layers*H
