@@ -17,8 +17,8 @@ from reference import entries, table_cell, to_markdown
 packages = {'0': 'Files', '1': 'Video', '2': 'Data sets', '3': 'Data', '4': 'Models', '5': 'Training',
             '6': 'Evaluation', '7': 'Deployment', '8': 'Report', '9': 'Command line'}
 # Order of the tutorials; others follow by name
-tutorials = ['your_videos', 'moments', 'timelines', 'image_sequences', 'timesformer', 'honest_scores', 'image_to_video',
-             'speed_memory', 'ship_it']
+tutorials = ['your_videos', 'moments', 'timelines', 'image_sequences', 'timesformer', 'honest_scores',
+             'image_to_video', 'speed_memory', 'ship_it']
 notes = {'docs/architecture.md': 'architecture.md', 'docs/limits.md': 'limits.md',
          'docs/migration.md': 'migration.md', 'benchmarks/README.md': 'benchmarks.md',
          'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}

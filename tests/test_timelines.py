@@ -19,8 +19,9 @@ options = '--seconds', 60, '--folds', 2, '--size', 48, '--rate', 5
 
 @pytest.fixture(scope='module')
 def films(tmp_path_factory):
-    return drawn_films(tmp_path_factory.mktemp('films')/'data', n_films=4, seconds=20, size=(80,64), n_workers=0,
-                       films_per_group=1, classes=['MoveLeft','MoveRight'])
+    path = tmp_path_factory.mktemp('films')/'data'
+    return drawn_films(path, n_films=4, seconds=20, size=(80,64), n_workers=0, films_per_group=1,
+                       classes=['MoveLeft','MoveRight'])
 
 
 @pytest.fixture(scope='module')
@@ -72,8 +73,8 @@ def test_watch_prints_while_frames_arrive(films, trained, tmp_path):
     import av
     film,pipe = films/'films'/'film_g01_c01.mp4',tmp_path/'pipe.ts'
     os.mkfifo(pipe)
-    command = [sys.executable, '-m', 'vidseq.cli', 'watch', str(trained[0]/'model'), str(pipe), '--threshold', '0.3',
-               '--json']
+    command = [sys.executable, '-m', 'vidseq.cli', 'watch', str(trained[0]/'model'), str(pipe), '--threshold',
+               '0.3', '--json']
     reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_env())
     starts = []
     def feed():
