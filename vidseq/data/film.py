@@ -78,9 +78,8 @@ class Film:
         options = size,img_cls,interpolation
         if self.files: return ImageTuple(load_frame(self.files[i], *options) for i in numbers)
         size = size and min(size, self.info.width, self.info.height)
-        distinct = sorted(set(numbers))
-        arrays = dict(zip(distinct, read_arrays(self.file, distinct, size, interpolation, self.info)))
-        return ImageTuple(frame_image(arrays[i], img_cls) for i in numbers)
+        arrays = read_arrays(self.file, numbers, size, interpolation, self.info)
+        return ImageTuple(frame_image(o, img_cls) for o in arrays)
 
     def read_steps(self, first, stop, rate, seconds=(), **kwargs):
         "Read the frames of steps, each followed by earlier ones at distances in seconds"

@@ -88,6 +88,13 @@ def spread_frames(n_frames:int, # Number of frames in the video
     edges = [i*n_frames//seq_len for i in range(seq_len+1)]
     return [_frame_of_segment(start, stop, train, view, n_views) for start,stop in zip(edges, edges[1:])]
 
+# %% ../../nbs/30_data.samplers.ipynb #b4adfcf5
+def earlier_gaps(seconds, # Distances in seconds
+                 fps:float, # Frame rate
+                )->list: # At least 1
+    "Convert distances from seconds to frames"
+    return [max(int(o*fps+.5), 1) for o in seconds]
+
 # %% ../../nbs/30_data.samplers.ipynb #8b327a09
 def follow_frames(n_frames:int, # Number of frames in the video
                   seq_len:int, # Number of frames in the clip
@@ -107,7 +114,7 @@ def follow_frames(n_frames:int, # Number of frames in the video
         f'seconds, gaps: {len(seconds)} and {len(gaps)} distances. Give as many of both.')
     if seq_len%n: raise ValueError(
         f'seq_len={seq_len}: {n} frames are taken together. Use a multiple of {n}.')
-    if fps: gaps = [max(int(o*fps+.5), 1) for o in seconds]
+    if fps: gaps = earlier_gaps(seconds, fps)
     first = spread_frames(n_frames, seq_len//n, train, view, n_views)
     return [min(o+gap, n_frames-1) for o in first for gap in (0,*gaps)]
 
@@ -123,12 +130,6 @@ def count_steps(n_frames:int, # Number of frames
                )->int:
     "Return the number of steps of a film"
     return int((n_frames-1)/distance + 1e-6) + 1
-
-def earlier_gaps(seconds, # Distances in seconds
-                 fps:float, # Frame rate
-                )->list: # At least 1
-    "Return distances in frames, as `follow_frames` does"
-    return [max(int(o*fps+.5), 1) for o in seconds]
 
 def frames_of_steps(first:int, stop:int, # Numbers of steps
                     distance:float, # Frames from step to step

@@ -27,7 +27,7 @@ def import_onnxruntime():
     return onnxruntime
 
 class StepModule(Module):
-    "One step of a causal model: frames 1,k,C,H,W and state tensors to logits 1,1,`n_out` and state tensors"
+    "Run one step of a causal model: frames 1,k,C,H,W and state to logits 1,1,`n_out` and state"
     def __init__(self, model): self.model = model
     def forward(self, frames, *state):
         logits,state = causal_step(self.model, frames, state)

@@ -8,6 +8,8 @@ __all__ = []
 # %% ../../nbs/64_evaluate.moment_metrics.ipynb #25e56f8e
 import numpy as np
 
+from ..data.events import count_pairs
+
 # %% ../../nbs/64_evaluate.moment_metrics.ipynb #878cf39d
 slack = 1e-6 # seconds: annotation files round times to a microsecond
 
@@ -141,14 +143,7 @@ def count_matched_starts(found, true, # Starts in seconds, of one label in one f
                          tolerance:float, # Largest difference in seconds
                         )->int: # Number of pairs
     "Return the size of the maximum one-to-one matching of times that differ by at most `tolerance`"
-    found,true = sorted(found),sorted(true)
-    i = j = n = 0
-    while i < len(found) and j < len(true): # the earliest two are a pair, or the earlier one has none
-        late = found[i]-true[j]
-        pair = abs(late) <= tolerance+slack
-        n += pair
-        i,j = i+(pair or late < 0),j+(pair or late > 0)
-    return n
+    return count_pairs(sorted(found), sorted(true), tolerance+slack)
 
 # %% ../../nbs/64_evaluate.moment_metrics.ipynb #1363741a
 def divide(a, b):

@@ -19,12 +19,12 @@ from vidseq.data.film_windows import LabelWindow, film_windows, window_block
 from vidseq.data.folds import split_folds
 from vidseq.evaluate.moment_scores import moment_scores
 from vidseq.files import check_range
-from vidseq.models.dense_heads import check_dense_heads
+from vidseq.models.dense_heads import dense_heads
+from vidseq.models.heads import check_heads
 from vidseq.models.timeline_model import TimelineModel
 from vidseq.train.embed import run_in_threads
+from vidseq.train.fit_heads import create_with_encoder, frozen_learner
 from vidseq.train.fit_timeline import fit_dense, predict_dense
-from vidseq.train.frozen import FrozenEncoder
-from vidseq.train.learner import video_learner
 
 # %% ../../nbs/66_evaluate.timeline_probe.ipynb #48f17fc7
 class FilmLabels:
@@ -122,10 +122,7 @@ class TimelineProbe:
 
     def held_out_events(self, name, plain=False):
         "Return the events of all films: the rule for the films of each fold is chosen on the other films"
-        parts = []
-        for _,valid in self.folds:
-            others = [i for i in range(len(self.features)) if i not in set(valid)]
-            parts.append(self.events(name, self.choose(name, others, plain), valid))
+        parts = [self.events(name, self.choose(name, train, plain), valid) for train,valid in self.folds]
         return pd.concat(parts, ignore_index=True)
 
     def score(self, name, plain=False):
@@ -178,13 +175,10 @@ def timeline_loaders(features, labels, n_steps=32, **kwargs):
 
 def timeline_learner(features, labels, names, heads, causal, rule=None, **kwargs):
     "Put the encoder of features and trained heads into a learner with a frozen encoder"
-    encoder = features.encoder
-    model = TimelineModel(encoder.arch, len(labels.vocab), names, features.names, causal, pretrained=False)
-    model.encoder.load_state_dict(encoder.state_dict())
-    model.encoder.fixed_statistics = encoder.fixed_statistics
+    options = len(labels.vocab),names,features.names,causal,False
+    model = create_with_encoder(lambda arch: TimelineModel(arch, *options), features.encoder)
     for own,trained in zip(model.head, heads): own.load_state_dict(trained.state_dict())
-    learn = video_learner(timeline_loaders(features, labels, **kwargs), model, cbs=FrozenEncoder())
-    learn.freeze()
+    learn = frozen_learner(timeline_loaders(features, labels, **kwargs), model)
     learn.event_rule,learn.background = rule,labels.background
     return learn
 
@@ -193,7 +187,7 @@ head_names = dict(tcn='Dilated convolutions', recurrent='GRU', attentive='Attent
 
 def dense_candidates(heads, n_seeds):
     "Return name -> units: each head with all its seeds, and all heads"
-    check_dense_heads(heads)
+    check_heads(heads, dense_heads)
     found = {head_names[o]: [DenseUnit(o, s) for s in range(n_seeds)] for o in heads}
     return found | ({'All heads': [u for o in found.values() for u in o]} if len(found) > 1 else {})
 

@@ -177,9 +177,3 @@ class AttentiveDense(Module):
 
 # %% ../../nbs/48_models.dense_heads.ipynb #f9e21f47
 dense_heads = dict(tcn=ConvDense, recurrent=RecurrentDense, attentive=AttentiveDense)
-
-def check_dense_heads(names # Names of heads
-                     ):
-    "Raise `ValueError` for unknown or missing names"
-    unknown = [o for o in names if o not in dense_heads]
-    if unknown or not names: raise ValueError(f'heads: {unknown or "empty"}. Use {", ".join(dense_heads)}.')

@@ -150,11 +150,12 @@ class AttentiveHead(Module):
 heads = dict(linear=LinearHead, stats=StatsHead, attentive=AttentiveHead, recurrent=RecurrentHead,
              conv=ConvHead)
 
-def check_heads(names # Names of heads
+def check_heads(names, # Names of heads
+                table=heads, # Name -> class
                ):
     "Raise `ValueError` for unknown or missing names"
-    unknown = [o for o in names if o not in heads]
-    if unknown or not names: raise ValueError(f'heads: {unknown or "empty"}. Use {", ".join(heads)}.')
+    unknown = [o for o in names if o not in table]
+    if unknown or not names: raise ValueError(f'heads: {unknown or "empty"}. Use {", ".join(table)}.')
 
 def create_head_for(name:str, # Key of `heads`
                     shape:tuple, # Shape of the features of a step: F, or F,h,w

@@ -11,7 +11,8 @@ from fastai.vision.all import nn
 
 from .causal import Remembers
 from .config import records_config
-from .dense_heads import check_dense_heads, dense_heads
+from .dense_heads import dense_heads
+from .heads import check_heads
 from .layers import stack_frames
 from .streams import StreamEncoder
 
@@ -44,7 +45,7 @@ class TimelineModel(Remembers):
                  pretrained=True, # ImageNet weights, or a file; False: from scratch
                  chunk:int=None, # Images to encode at a time, to save memory in inference; default: all
                 ):
-        check_dense_heads(heads)
+        check_heads(heads, dense_heads)
         check_timeline_streams(streams)
         self.is_causal = causal
         self.encoder = StreamEncoder(arch, list(streams), pretrained, chunk=chunk)

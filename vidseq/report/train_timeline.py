@@ -10,7 +10,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from fastai.vision.all import ifnone, set_seed
 from fastcore.xml import P, Table, Tbody, Td, Th, Thead, Tr
 
@@ -32,18 +31,15 @@ from ..train.film_features import embed_films
 def _film_moments(table, videos, groups):
     "Return the moments with absolute paths of films, and the group of each film"
     found = MomentClips(table, Path(videos).absolute(), group=groups)
-    paths = [o.path for o in found.clips]
-    moments = pd.DataFrame(dict(file=paths, start=[o.start for o in found.clips],
-                                end=[o.end for o in found.clips], label=found.labels))
-    return moments, found.group
+    return found.df.assign(file=[o.path for o in found.clips], label=found.labels), found.group
 
 def _films_text(moments, features):
-    "Return sentences about the films"
+    "Describe the films in a sentence"
     labels = moments.label.value_counts()
     seconds = sum(features.n_steps)/features.rate
     counts = ', '.join(f'{printable(str(k))} {n}' for k,n in labels.items())
-    return [f'{len(features)} films of {len(set(features.groups))} groups, {seconds:.0f} seconds; '
-            f'{len(moments)} moments: {counts}.']
+    return (f'{len(features)} films of {len(set(features.groups))} groups, {seconds:.0f} seconds; '
+            f'{len(moments)} moments: {counts}.')
 
 def score_sentence(result):
     "Return the main scores of the best candidate as a sentence"
@@ -116,8 +112,8 @@ def train_timeline(table, # Annotation file of moments, see `read_moments`, or a
     encoder = StreamEncoder(arch, list(timeline_streams), weights or True)
     features = embed_films(moments.file.unique(), encoder, rate=rate, size=size, group=group,
                            cache=out/'features', seconds=clock.left(.4*seconds), n_workers=workers)
-    notes = [*_films_text(moments, features), f'Started from {started_from}, frozen.']
-    for o in notes[:1]: print(o, flush=True)
+    notes = [_films_text(moments, features), f'Started from {started_from}, frozen.']
+    print(notes[0], flush=True)
     set_seed(seed)
     result = timeline_probe(features, moments, background, causal=live, folds=folds, seed=seed,
                             seconds=.6*clock.left(clock.end), n_workers=workers)

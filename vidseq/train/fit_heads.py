@@ -255,6 +255,22 @@ def features_loaders(features, names, valid=(), bs=8, **kwargs):
     dls.split_rule = 'Split by fold.' if len(valid) else 'All clips are for training.'
     return dls
 
+def create_with_encoder(create, # Function from an image encoder to a model
+                        encoder, # `StreamEncoder`
+                       ):
+    "Create a model that has a copy of `encoder`"
+    arch = deepcopy(encoder.arch) if isinstance(encoder.arch, torch.nn.Module) else encoder.arch
+    model = create(arch)
+    model.encoder.load_state_dict(encoder.state_dict())
+    model.encoder.fixed_statistics = encoder.fixed_statistics
+    return model
+
+def frozen_learner(dls, model)->Learner:
+    "Create a learner whose encoder stays frozen"
+    learn = video_learner(dls, model, cbs=FrozenEncoder())
+    learn.freeze()
+    return learn
+
 def features_learner(features, # `Features` with labels
                      members, # Dicts with `head`, `stream` and, optionally, `weight`: see `StreamModel`
                      states, # The weights of each head
@@ -264,12 +280,8 @@ def features_learner(features, # `Features` with labels
     "Put the encoder of `features` and trained heads into a learner with a frozen encoder"
     encoder = features.encoder
     if encoder is None: raise ValueError('features: have no encoder. Create them with `embed`.')
-    arch = deepcopy(encoder.arch) if isinstance(encoder.arch, torch.nn.Module) else encoder.arch
-    model = StreamModel(arch, len(features.vocab), members, pretrained=False, grid=encoder.grid)
-    model.encoder.load_state_dict(encoder.state_dict())
-    model.encoder.fixed_statistics = encoder.fixed_statistics
+    n_out,grid = len(features.vocab),encoder.grid
+    def create(arch): return StreamModel(arch, n_out, members, pretrained=False, grid=grid)
+    model = create_with_encoder(create, encoder)
     for head,state in zip(model.head.heads, states): head.load_state_dict(state)
-    dls = features_loaders(features, model.encoder.names, valid, **kwargs)
-    learn = video_learner(dls, model, cbs=FrozenEncoder())
-    learn.freeze()
-    return learn
+    return frozen_learner(features_loaders(features, model.encoder.names, valid, **kwargs), model)
