@@ -101,6 +101,8 @@ def _rule(learn, threshold):
     if saved is not None and threshold is None: return saved
     return EventRule(.5 if threshold is None else threshold)
 
+def _lowest(high): return min(high.values()) if isinstance(high, dict) else high # thresholds can be by class
+
 def _start_line(o): return f'{o.start:8.2f} {"…":>8} {"":>6}  {o.label}'
 
 def _event_line(o): return f'{o.start:8.2f} {o.end:8.2f} {o.score:6.1%}  {o.label}'
@@ -122,7 +124,7 @@ def _timeline(args, out):
     if timeline.attrs['kind'] == 'numbers': return _print_numbers(out, timeline, args)
     rule,background = _rule(learn, args.threshold),getattr(learn, 'background', None)
     events = find_events(timeline, rule, background=background)
-    if events.empty: _explain_nothing(timeline.drop(columns=background or []), rule.high)
+    if events.empty: _explain_nothing(timeline.drop(columns=background or []), _lowest(rule.high))
     elif args.out: _write_events(events, args)
     if args.json: return out.json(events.to_dict('records'))
     for o in events.itertuples(): out.line(_event_line(o))
