@@ -18,16 +18,23 @@ from vidseq.files import check_range, preview_list
 # %% ../../nbs/39_data.events.ipynb #99cc392d
 Steps = namedtuple('Steps', 'probs times names end') # end of the last step; None: from its length
 
+def window_times(timeline, # Table of windows or steps: start, end, …
+                 before=None, # Middle of the window before the first one; None: it is the first of the film
+                )->np.ndarray:
+    "Return the start of the time that each window counts for: that which is nearest to its middle"
+    start,end = timeline.iloc[:,:2].to_numpy(float).T # by position: a class can be named "start"
+    middle = (start+end)/2
+    first = start[:1] if before is None else (before+middle[:1])/2
+    return np.concatenate([first, (middle[1:]+middle[:-1])/2])
+
 def _window_steps(timeline):
     "Return the steps of windows: each counts for the time that is nearest to its middle"
     probs = timeline.iloc[:,2:].to_numpy(float)
     if timeline.attrs.get('kind') == 'numbers' or not ((probs >= 0) & (probs <= 1)).all():
         raise ValueError('timeline: its columns are numbers, not probabilities of classes, so there are no '
                          'events. Use the table itself, or `plot_timeline`.')
-    start,end = timeline.iloc[:,:2].to_numpy(float).T # by position: a class can be named "start"
-    middle = (start+end)/2
-    times = np.concatenate([start[:1], (middle[1:]+middle[:-1])/2])
-    return Steps(probs, times, list(timeline.columns[2:]), end[-1] if len(end) else None)
+    end = float(timeline.iloc[-1,1]) if len(timeline) else None
+    return Steps(probs, window_times(timeline), list(timeline.columns[2:]), end)
 
 def steps_of(timeline):
     "Return `Steps` of a table of windows, or of (probabilities, times, names)"

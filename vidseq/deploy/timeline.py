@@ -15,6 +15,7 @@ import pandas as pd
 from fastai.vision.all import Learner, chunked, ifnone, plt
 
 from ..data.event_detector import Event, EventDetector
+from ..data.events import window_times
 from ..data.frame import frame_image, load_frame
 from ..data.samplers import slot_frames, slot_rate
 from ..data.show import plot_text
@@ -164,11 +165,6 @@ def plot_timeline(timeline:pd.DataFrame, # Result of `predict_timeline`
     return ax
 
 # %% ../../nbs/72_deploy.timeline.ipynb #03f57442
-def _row_times(timeline, stride, is_step):
-    "Return the start of the time that each row counts for"
-    if is_step: return timeline.start.tolist()
-    return ((timeline.start+timeline.end)/2-stride/2).tolist()
-
 def _messages(detector, events):
     yield from (('start', Event(label, start, None, None)) for label,start in detector.started)
     yield from (('event', o) for o in events)
@@ -179,11 +175,12 @@ def watch_events(learn, # Trained learner
                  window=2., stride=1., fps=None, seconds=None, # As for `predict_timeline`
                 ): # Generator of ('start' or 'event', `Event`)
     "Yield the events of a stream as they happen; the last ones when it ends"
-    labels,is_step = labels_of(learn.dls),bool(getattr(learn.model, 'per_frame', False))
+    labels,middle,end = labels_of(learn.dls),None,None # of the last row
     rule,background = rule or getattr(learn, 'event_rule', None),getattr(learn, 'background', None)
     detector = EventDetector(labels.names, rule, background, labels.kind == 'class')
     for part in timeline_parts(learn, source, window, stride, fps, 1, seconds, chunk=1, live=True):
         if part.empty: continue
-        events = detector(part.iloc[:,2:].to_numpy(), _row_times(part, stride, is_step))
-        yield from _messages(detector, events)
-    yield from _messages(detector, detector.finish())
+        yield from _messages(detector, detector(part.iloc[:,2:].to_numpy(), window_times(part, middle)))
+        start,end = part.iloc[-1,:2]
+        middle = (start+end)/2
+    yield from _messages(detector, detector.finish(end))
